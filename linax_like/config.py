@@ -1,0 +1,198 @@
+"""The one base of all configs: frozen values that validate themselves and survive JSON."""
+
+import dataclasses
+import difflib
+import importlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+
+# Where `from_dict` looks a type tag up. The public namespaces are the only registry.
+_NAMESPACES = ("linax_like", "linax_like.training", "linax_like.tasks")
+
+
+@dataclass(frozen=True)
+class AbstractConfig:
+    """A frozen, hashable value: plain Python numbers, strings, tuples, and other configs."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary. Every config in it carries its class name under `"type"`."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {"type": type(self).__name__} | {k: _encode(v) for k, v in fields.items()}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`.
+
+        **Raises:** `ValueError` that names the place, the wrong key, type or value, and what is valid.
+        """
+        config = _decode(data, cls, cls.__name__)
+        if not isinstance(config, cls):
+            raise ValueError(f"Expected a `{cls.__name__}`. Received `{type(config).__name__}`.")
+        return config
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"This is not the JSON of a `{cls.__name__}`: {error}.") from None
+        return cls.from_dict(data)
+
+    def updated(self, path: str, value: Any) -> Self:
+        """A copy in which the field at a dotted path, such as `stack.groups.0.1`, has another value."""
+        data = self.to_dict()
+        node: Any = data
+        *parents, last = path.split(".")
+        for name in parents:
+            node = node[_index(node, name, path)]
+        node[_index(node, last, path)] = _encode(value)
+        return type(self).from_dict(data)
+
+
+def require(condition: bool, config: AbstractConfig, field: str, law: str) -> None:
+    """Raises a `ValueError` that names the config, the field, its value and the law it breaks."""
+    if not condition:
+        value = getattr(config, field)
+        raise ValueError(f"`{type(config).__name__}({field}={value!r})`: `{field}` must be {law}.")
+
+
+def require_positive(config: AbstractConfig, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        require(value > 0, config, field, "positive")
+
+
+def require_choice(config: AbstractConfig, *fields: str) -> None:
+    """Checks fields annotated with a `Literal` against it."""
+    hints = typing.get_type_hints(type(config))
+    for field in fields:
+        choices = typing.get_args(hints[field])
+        law = "one of " + ", ".join(map(repr, choices))
+        require(getattr(config, field) in choices, config, field, law)
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, AbstractConfig):
+        return value.to_dict()
+    if isinstance(value, tuple | list):
+        return [_encode(v) for v in value]
+    return value
+
+
+def _decode(value: Any, hint: Any, where: str) -> Any:
+    """Rebuilds a field's value, and checks it against the field's annotation."""
+    if isinstance(value, Mapping):
+        return _decode_config(value, hint, where)
+    if isinstance(value, list | tuple):
+        return _decode_tuple(tuple(value), hint, where)
+    if not _fits(value, hint):
+        raise ValueError(f"`{where}` must be {_describe(hint)}. Received {value!r}.")
+    return value
+
+
+def _decode_config(data: Mapping[str, Any], hint: Any, where: str) -> AbstractConfig:
+    if "type" not in data:
+        raise ValueError(f"`{where}` lacks its `type`, the class name of a config.")
+    cls = _find_class(data["type"], where)
+    expected = [h for h in _alternatives(hint) if isinstance(h, type)]
+    if expected and not issubclass(cls, tuple(expected)):
+        raise ValueError(f"`{where}` must be {_describe(hint)}. Received a `{cls.__name__}`.")
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    fields = {}
+    for key, value in data.items():
+        if key == "type":
+            continue
+        if key not in names:
+            raise ValueError(f"`{where}` has no field `{key}`. {_suggest(key, names)}")
+        fields[key] = _decode(value, hints[key], f"{where}.{key}")
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.name not in fields
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"`{where}` lacks `{missing[0]}`, which has no default.")
+    return cls(**fields)
+
+
+def _decode_tuple(values: tuple, hint: Any, where: str) -> tuple:
+    for alternative in _alternatives(hint):
+        if typing.get_origin(alternative) is tuple:
+            hints = typing.get_args(alternative)
+            if len(hints) == 2 and hints[1] is Ellipsis:
+                hints = (hints[0],) * len(values)
+            if len(hints) == len(values):
+                items = zip(values, hints, strict=True)
+                return tuple(_decode(v, h, f"{where}.{i}") for i, (v, h) in enumerate(items))
+    raise ValueError(f"`{where}` must be {_describe(hint)}. Received {list(values)!r}.")
+
+
+def _find_class(name: Any, where: str) -> type[AbstractConfig]:
+    for namespace in _NAMESPACES:
+        cls = getattr(importlib.import_module(namespace), str(name), None)
+        if isinstance(cls, type) and issubclass(cls, AbstractConfig):
+            return cls
+    raise ValueError(f"`{where}` has the type {name!r}, which is not a config of linax_like.")
+
+
+def _alternatives(hint: Any) -> tuple:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if hint is Any or hint is None:
+        return hint is Any or value is None
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_fits(value, h) for h in typing.get_args(hint))
+    if not isinstance(hint, type):
+        return False  # a tuple or a config, and the value is neither
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    if hint is type(None):
+        return "null"
+    if isinstance(hint, type) and typing.get_origin(hint) is None:
+        article = "an" if hint.__name__[0] in "aeiouA" else "a"
+        return f"{article} {hint.__name__}"
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_describe(h) for h in typing.get_args(hint))
+    return str(hint).replace("typing.", "")
+
+
+def _index(node: Any, name: str, path: str) -> str | int:
+    """The key or list index that a part of a dotted path means in an encoded config."""
+    if isinstance(node, list) and name.isdigit() and int(name) < len(node):
+        return int(name)
+    names = [k for k in node if k != "type"] if isinstance(node, dict) else []
+    if name in names:
+        return name
+    if isinstance(node, list):
+        names = [str(i) for i in range(len(node))]
+    raise ValueError(f"There is no `{name}` in the path `{path}`. {_suggest(name, names)}")
+
+
+def _suggest(key: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(key, names, n=1)
+    hint = f"Did you mean `{close[0]}`? " if close else ""
+    valid = ", ".join(f"`{n}`" for n in names) or "nothing (it is a leaf)"
+    return f"{hint}Valid: {valid}."

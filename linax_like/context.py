@@ -1,0 +1,171 @@
+"""`SequenceContext`: what is known about a sequence beside its values."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+
+class SequenceContext(eqx.Module):
+    """Side information about a sequence. Every field is optional.
+
+    `prefill` and `__call__` take arrays over time; `step` takes scalars, the values at its position.
+
+    - `timesteps`: time since the previous sample, for irregular sampling. Used by S5.
+    - `segment_ids`: the document that a position belongs to, when several are packed into one
+        sequence. Documents are contiguous; an id, once left, is not used again.
+    - `mask`: False at padding. Padding has no influence, wherever it stands and whatever it holds.
+    - `positions`: the place of a position in its document. By default counted, without padding.
+    - `condition`: a vector that modulates the blocks (FiLM).
+    - `previous_segment_id`: the document of the last position before this chunk. A stack keeps it
+        in its state; without it a chunk continues the document that its state comes from.
+    - `axis_name`: the mesh axis over which time is split, inside `jax.shard_map`.
+    """
+
+    timesteps: Float[Array, "*time"] | None = None
+    segment_ids: Int[Array, "*time"] | None = None
+    mask: Bool[Array, "*time"] | None = None
+    positions: Int[Array, "*time"] | None = None
+    condition: Float[Array, " condition"] | None = None
+    previous_segment_id: Int[Array, ""] | None = None
+    axis_name: str | None = eqx.field(static=True, default=None)
+
+    def over_time(self) -> dict[str, Array]:
+        """The given fields that have a value per position."""
+        names = ("timesteps", "segment_ids", "mask", "positions")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def map_time(self, fn) -> "SequenceContext":
+        """A copy with `fn` applied to every field that has a value per position."""
+        return self.replace(**{name: fn(value) for name, value in self.over_time().items()})
+
+    def replace(self, **changes) -> "SequenceContext":
+        """A copy with other values in the named fields."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return SequenceContext(**(fields | changes))
+
+    def blank_padding(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """`x` with zeros at padding: selected, so that NaN there leaves no trace, gradients included."""
+        if self.mask is None:
+            return x
+        mask = self.mask.reshape(self.mask.shape + (1,) * (x.ndim - self.mask.ndim))
+        return jnp.where(mask, x, jnp.zeros_like(x))
+
+    def forget(self, state: PyTree) -> PyTree:
+        """In `step`: `state`, or zeros if a new document begins here."""
+        if self.segment_ids is None or self.previous_segment_id is None:
+            return state
+        new = self.segment_ids != self.previous_segment_id
+        return jax.tree.map(lambda leaf: jnp.where(new, jnp.zeros_like(leaf), leaf), state)
+
+    def previous_segment_ids(self) -> Int[Array, " time"]:
+        """The document of the last real position before each position (its own if there is none)."""
+        assert self.segment_ids is not None
+        ids = self.segment_ids
+        real = jnp.ones(ids.shape, bool) if self.mask is None else self.mask
+        index = jnp.where(real, jnp.arange(ids.size, dtype=jnp.int32), -1)
+        latest = jax.lax.cummax(index)
+        latest_before = jnp.concatenate([jnp.full_like(latest[:1], -1), latest[:-1]])
+        first = ids if self.previous_segment_id is None else self.previous_segment_id
+        if self.axis_name is not None:
+            has_real, last_id = jax.lax.all_gather((real.any(), ids[latest[-1]]), self.axis_name)
+            shards = jnp.arange(has_real.size)
+            earlier = has_real & (shards < jax.lax.axis_index(self.axis_name))
+            source = jnp.max(jnp.where(earlier, shards, -1))
+            first = jnp.where(source >= 0, last_id[source], first)
+        return jnp.where(latest_before >= 0, ids[latest_before], first).astype(ids.dtype)
+
+    def resets(self) -> Bool[Array, " time"] | None:
+        """True where a new document begins; None if there are no documents."""
+        if self.segment_ids is None:
+            return None
+        if self.segment_ids.size == 0:
+            return jnp.zeros(self.segment_ids.shape, bool)
+        new = self.segment_ids != self.previous_segment_ids()
+        return new if self.mask is None else new & self.mask
+
+    def positions_from(self, offset: Int[Array, ""], length: int) -> Int[Array, " time"]:
+        """`positions` if given; else each position's count within its document.
+
+        - `offset`: how many positions of the current document came before this chunk.
+        """
+        if self.positions is not None:
+            return self.positions
+        real = jnp.ones((length,), jnp.int32) if self.mask is None else self.mask.astype(jnp.int32)
+        count = jnp.cumsum(real) - real  # real positions before this one
+        if self.axis_name is not None:
+            totals = jax.lax.all_gather(real.sum(), self.axis_name)
+            earlier = jnp.arange(totals.size) < jax.lax.axis_index(self.axis_name)
+            count = count + jnp.sum(jnp.where(earlier, totals, 0))
+        resets = self.resets()
+        if resets is None:
+            return (count + offset).astype(jnp.int32)
+        start = jnp.where(resets, count, -offset)  # the count at which the document began
+        start = jax.lax.cummax(start)
+        if self.axis_name is not None and length > 0:
+            starts = jax.lax.all_gather(start[-1], self.axis_name)
+            start = jnp.maximum(start, jnp.max(jnp.where(earlier, starts, -offset)))
+        return (count - start).astype(jnp.int32)
+
+
+class Cursor(NamedTuple):
+    """Where a sequence stands between two chunks. The stack's state holds the one there is.
+
+    - `position`: positions of the current document so far, padding not counted.
+    - `segment_id`: the current document.
+    """
+
+    position: Int[Array, ""]
+    segment_id: Int[Array, ""]
+
+
+def start_cursor() -> Cursor:
+    return Cursor(jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32))
+
+
+def advance(
+    cursor: Cursor, context: SequenceContext | None, length: int
+) -> tuple[Cursor, SequenceContext]:
+    """The cursor after a chunk of `length` positions, and the chunk's context made complete."""
+    context = SequenceContext() if context is None else context
+    if context.segment_ids is not None and context.previous_segment_id is None:
+        context = context.replace(previous_segment_id=cursor.segment_id)
+    counted = context.replace(positions=None).positions_from(cursor.position, length)
+    if context.positions is None:
+        context = context.replace(positions=counted)
+    if length == 0:
+        return cursor, context
+    mask = context.mask
+    real = jnp.ones((length,), bool) if mask is None else mask
+    last = jnp.max(jnp.where(real, jnp.arange(length, dtype=jnp.int32), -1))
+    position = jnp.where(last >= 0, counted[last] + 1, cursor.position)
+    segment_id = cursor.segment_id
+    if context.segment_ids is not None:
+        segment_id = jnp.where(last >= 0, context.segment_ids[last], segment_id)
+    return Cursor(position.astype(jnp.int32), segment_id.astype(jnp.int32)), context
+
+
+def advance_one(cursor: Cursor, context: SequenceContext | None) -> tuple[Cursor, SequenceContext]:
+    """`advance` by one position, whose context holds scalars."""
+    context = SequenceContext() if context is None else context
+    cursor, context = advance(cursor, context.map_time(lambda value: value[None]), 1)
+    return cursor, context.map_time(lambda value: value[0])
+
+
+def check_segment_ids(segment_ids: np.ndarray) -> None:
+    """Checks, on the host, that every document of a packed sequence is contiguous.
+
+    **Raises:** `ValueError` that names the id that comes back after it was left.
+    """
+    ids = np.asarray(segment_ids)
+    starts = ids[np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1))] if ids.size else ids
+    values, counts = np.unique(starts, return_counts=True)
+    if np.any(counts > 1):
+        again = values[np.argmax(counts > 1)]
+        raise ValueError(
+            f"`segment_ids` must be contiguous: the id {again} comes back after it was left. "
+            "Give every document of a sequence its own id."
+        )

@@ -1,0 +1,108 @@
+"""The diagonal linear recurrence `h[t] = a[t] * h[t-1] + b[t]`, real or complex."""
+
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from ..complex_pair import add, ComplexPair, multiply
+from ..varying import vary_together
+from .associative import associative_scan
+from .gradient import with_gradient
+from .reference import sequential_scan
+
+
+Backend = Literal["reference", "associative", "xla"]
+States = Float[Array, "time *state"] | ComplexPair
+State = Float[Array, "*state"] | ComplexPair
+
+# Unrolling amortises the cost of a loop iteration, which is most of the cost of small states on CPU.
+_BACKENDS = {
+    "reference": sequential_scan,
+    "associative": with_gradient(associative_scan),
+    "xla": with_gradient(partial(sequential_scan, unroll=8)),
+}
+
+
+def linear_scan(
+    a: States | State,
+    b: States,
+    h0: State | None = None,
+    *,
+    resets: Bool[Array, " time"] | None = None,
+    mask: Bool[Array, " time"] | None = None,
+    reverse: bool = False,
+    axis_name: str | None = None,
+    backend: Backend | None = None,
+) -> States:
+    """Every state `h[t] = a[t] * h[t-1] + b[t]`, elementwise.
+
+    Real arrays, or `ComplexPair`s of them. The gradient stores nothing but the states.
+
+    - `a`: the coefficients; without the time axis they are constant in time, and stay that small.
+    - `b`: the inputs, shape `(time, *state)`.
+    - `h0`: the state before the first position (after the last one if `reverse`); zero by default.
+    - `resets`: True where the previous state is forgotten.
+    - `mask`: False where the state passes unchanged.
+    - `reverse`: run from the last position to the first, `h[t] = a[t] * h[t+1] + b[t]`.
+    - `axis_name`: the mesh axis over which time is split, inside `jax.shard_map`.
+    - `backend`: how to compute it. `"reference"` is the definition, and the one that supports
+        forward-mode differentiation; `"associative"` is `jax.lax.associative_scan`, the textbook
+        parallel form of S5; `"xla"`, the default, is a sequential scan with a hand-written gradient.
+    """
+    if jax.tree.leaves(b)[0].shape[0] == 0:
+        return b
+    if mask is not None:
+        b = jax.tree.map(lambda b: jnp.where(_expand(mask, b), b, 0.0), b)
+    a, b, h0 = vary_together(a, b, h0)
+    zero = jax.tree.map(lambda b: jnp.zeros_like(b[0]), b)
+    hold = None if mask is None else ~mask
+    scan = _BACKENDS[backend or "xla"]
+    if axis_name is None:
+        return scan(a, b, zero if h0 is None else h0, resets, hold, reverse)
+    local = scan(a, b, zero, resets, hold, reverse)
+    one = jax.tree.map(jnp.zeros_like, zero)
+    one = one._replace(real=one.real + 1) if isinstance(one, ComplexPair) else one + 1
+    nothing = jax.tree.map(jnp.zeros_like, b)
+    decay = scan(a, nothing, one, resets, hold, reverse)  # what is left of the state that comes in
+    last = 0 if reverse else -1
+    shard = jax.tree.map(lambda x: x[last], (decay, local))
+    incoming = _incoming_state(*shard, zero if h0 is None else h0, axis_name, reverse)
+    incoming = jax.tree.map(lambda h, b: jnp.broadcast_to(h, b.shape), incoming, b)
+    return add(local, multiply(decay, incoming))
+
+
+def final_state(
+    h: States, before: State, *, reverse: bool = False, axis_name: str | None = None
+) -> State:
+    """The state after all positions of `linear_scan`'s result; `before` if there are none.
+
+    With time split over `axis_name`, every shard gets the state after the last shard.
+    """
+    if jax.tree.leaves(h)[0].shape[0] == 0:
+        return before
+    last = 0 if reverse else -1
+    h = jax.tree.map(lambda h: h[last], h)
+    if axis_name is None:
+        return h
+    return jax.tree.map(lambda h: jax.lax.all_gather(h, axis_name)[last], h)
+
+
+def _incoming_state(decay: State, end: State, h0: State, axis_name: str, reverse: bool) -> State:
+    """The state with which this shard starts, given every shard's decay and end state."""
+    decays, ends = jax.lax.all_gather((decay, end), axis_name)
+    index = jax.lax.axis_index(axis_name)
+    count = jax.tree.leaves(ends)[0].shape[0]
+    h, incoming = h0, h0
+    for shard in reversed(range(count)) if reverse else range(count):
+        here = index == shard
+        incoming = jax.tree.map(partial(jnp.where, here), h, incoming)
+        decay, end = jax.tree.map(lambda x, shard=shard: x[shard], (decays, ends))
+        h = add(multiply(decay, h), end)
+    return incoming
+
+
+def _expand(mask: Bool[Array, " time"], like: Array) -> Array:
+    return mask.reshape(mask.shape + (1,) * (like.ndim - 1))

@@ -1,0 +1,26 @@
+"""The linear recurrence by its definition: one position after the other."""
+
+import jax
+import jax.numpy as jnp
+
+from ..complex_pair import add, multiply
+
+
+def sequential_scan(a, b, h0, resets, hold, reverse, unroll=1):
+    """`h[t] = a[t] * h[t-1] + b[t]`; at `resets` the coefficient is 0, else at `hold` it is 1."""
+    constant = jax.tree.leaves(a)[0].ndim < jax.tree.leaves(b)[0].ndim
+
+    def step(h, inputs):
+        a_t, b_t, reset, held = inputs
+        new = multiply(a if constant else a_t, h)
+        new = new if held is None else _select(held, h, new)
+        new = new if reset is None else _select(reset, jax.tree.map(jnp.zeros_like, h), new)
+        h = add(new, b_t)
+        return h, h
+
+    inputs = (None if constant else a, b, resets, hold)
+    return jax.lax.scan(step, h0, inputs, reverse=reverse, unroll=unroll)[1]
+
+
+def _select(condition, x, y):
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), x, y)

@@ -1,0 +1,157 @@
+"""What a sequence mixer is: a config, a function of a whole sequence, and (if causal) a step."""
+
+import abc
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, PRNGKeyArray
+
+from ..config import AbstractConfig
+from ..context import SequenceContext
+from ..ops.varying import vary_together
+from ..types import Frame, Signal
+
+
+State = TypeVar("State")
+
+
+@dataclass(frozen=True)
+class AbstractSequenceMixerConfig(AbstractConfig):
+    """The hyperparameters of a sequence mixer."""
+
+    @abc.abstractmethod
+    def build(self, in_features: int, key: PRNGKeyArray) -> "AbstractSequenceMixer":
+        """A new mixer of width `in_features`."""
+
+
+class AbstractSequenceMixer(eqx.Module):
+    """Mixes information along time."""
+
+    in_features: eqx.AbstractVar[int]
+
+    @property
+    @abc.abstractmethod
+    def causal(self) -> bool:
+        """Whether no output depends on a later input."""
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """Which of the context's `positions`, `timesteps` and `condition` make a difference."""
+        return frozenset()
+
+    @abc.abstractmethod
+    def __call__(
+        self, x: Signal, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
+    ) -> Signal:
+        """Applies the mixer to one whole sequence.
+
+        - `key`: only needed by a mixer in which something is random.
+        """
+
+    @abc.abstractmethod
+    def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        """Floating-point operations of one forward pass (a multiply-add counts as two).
+
+        - `spatial_dims`: the length of the sequence, `(time,)`.
+        - `inference`: count the forward pass alone; else the backward pass as well.
+        """
+
+
+class AbstractRecurrentMixer(AbstractSequenceMixer, Generic[State]):
+    """A mixer that can be causal, and can then also advance one position at a time.
+
+    1. `mixer(x)` is `mixer.prefill(mixer.init_state(len(x)), x)[1]`.
+    2. `prefill` is the fold of `step`, outputs and state.
+    3. Hence any split of a sequence into chunks gives the same.
+
+    On a non-causal configuration `init_state`, `prefill` and `step` raise a `ValueError`.
+    """
+
+    @abc.abstractmethod
+    def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> State:
+        """The state before the first position.
+
+        - `max_length`: how many positions will come at most.
+        - `dtype`: of cached activations; by default float32. Recurrent states stay at least float32.
+        """
+
+    @abc.abstractmethod
+    def prefill(
+        self, state: State, x: Signal, *, context: SequenceContext | None = None
+    ) -> tuple[State, Signal]:
+        """Advances many positions at once."""
+
+    @abc.abstractmethod
+    def step(
+        self, state: State, x: Frame, *, context: SequenceContext | None = None
+    ) -> tuple[State, Frame]:
+        """Advances one position. The context holds the scalars of that position."""
+
+
+def fold(
+    mixer: AbstractRecurrentMixer[State],
+    state: State,
+    x: Signal,
+    *,
+    context: SequenceContext | None = None,
+) -> tuple[State, Signal]:
+    """`prefill` by its definition, for mixers that have nothing faster."""
+    context = SequenceContext() if context is None else context
+    before = None if context.segment_ids is None else context.previous_segment_ids()
+
+    def step(state, inputs):
+        x, per_position, before = inputs
+        here = context.replace(**per_position, previous_segment_id=before)
+        return mixer.step(state, x, context=here)
+
+    state, x = vary_together(state, x)
+    return jax.lax.scan(step, state, (x, context.over_time(), before))
+
+
+def enter(
+    mixer: AbstractSequenceMixer, x: Array, context: SequenceContext | None
+) -> tuple[Array, SequenceContext]:
+    """What every mixer does first: checks the input's width, and blanks its padding.
+
+    **Raises:** `ValueError` that names the mixer and what came.
+    """
+    if x.ndim not in (1, 2) or x.shape[-1] != mixer.in_features:
+        raise ValueError(
+            f"`{type(mixer).__name__}` has width {mixer.in_features}: it takes one sequence of shape "
+            f"(time, {mixer.in_features}), or in `step` one position of it. Received {x.shape}. "
+            "Use `jax.vmap` for a batch."
+        )
+    context = SequenceContext() if context is None else context
+    for name, value in context.over_time().items():
+        if value.shape != x.shape[:-1]:
+            raise ValueError(
+                f"`{type(mixer).__name__}` was given `context.{name}` of shape {value.shape} for an "
+                f"input of shape {x.shape}: it must have shape {x.shape[:-1]}."
+            )
+    return context.blank_padding(x), context
+
+
+def keep_at_padding(context: SequenceContext, new: State, old: State) -> State:
+    """In `step`: the state that a position of padding leaves as it was."""
+    if context.mask is None:
+        return new
+    return jax.tree.map(lambda n, o: jnp.where(context.mask, n, o), new, old)
+
+
+def require_causal(mixer: AbstractSequenceMixer, remedy: str) -> None:
+    if not mixer.causal:
+        raise ValueError(
+            f"`{type(mixer).__name__}` is not causal, so it cannot advance step by step: {remedy}."
+        )
+
+
+def refuse_axis_name(mixer: AbstractSequenceMixer, context: SequenceContext) -> None:
+    if context.axis_name is not None:
+        raise ValueError(
+            f"`{type(mixer).__name__}` cannot split time over devices yet. Leave "
+            f"`context.axis_name` (now {context.axis_name!r}) out."
+        )

@@ -1,0 +1,150 @@
+"""Linear Recurrent Unit (Orvieto et al., 2023, https://arxiv.org/abs/2303.06349).
+
+    h[t] = λ ⊙ h[t-1] + γ ⊙ B x[t]
+    y[t] = Re(C h[t]) + D ⊙ x[t]
+
+with λ = exp(-exp(ν) + i exp(θ)), so that |λ| < 1 whatever the parameters.
+"""
+
+import math
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ..config import require, require_positive
+from ..context import SequenceContext
+from ..initializers import normal, uniform
+from ..ops.complex_pair import add, ComplexPair, exp, multiply, scale
+from ..ops.linear_scan import final_state, linear_scan
+from ..precision import accumulation_dtype, cast_like, matmul, upcast
+from ..types import Frame, Signal
+from .base import (
+    AbstractRecurrentMixer,
+    AbstractSequenceMixerConfig,
+    enter,
+    keep_at_padding,
+)
+
+
+@dataclass(frozen=True)
+class LRUSequenceMixerConfig(AbstractSequenceMixerConfig):
+    """A complex diagonal recurrence whose eigenvalues start in a ring.
+
+    - `state_dim`: number of complex states.
+    - `min_radius`, `max_radius`: the ring in which λ starts. The paper's ring is the whole disc; one
+        near the unit circle remembers for longer.
+    - `max_phase`: the largest initial angle of λ, in radians.
+    """
+
+    state_dim: int = 64
+    min_radius: float = 0.0
+    max_radius: float = 0.999
+    max_phase: float = 2 * math.pi
+
+    def __post_init__(self):
+        require_positive(self, "state_dim", "max_phase")
+        require(0 <= self.min_radius < 1, self, "min_radius", "in [0, 1)")
+        law = "above min_radius and below 1"
+        require(self.min_radius < self.max_radius < 1, self, "max_radius", law)
+
+    def build(self, in_features: int, key: PRNGKeyArray) -> "LRUSequenceMixer":
+        return LRUSequenceMixer(in_features, self, key)
+
+
+class LRUSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
+    """Complex diagonal linear recurrence. The state is the complex vector h, shape `(state,)`."""
+
+    config: LRUSequenceMixerConfig = eqx.field(static=True)
+    in_features: int = eqx.field(static=True)
+    log_decay: Float[Array, " state"]  # ν
+    log_phase: Float[Array, " state"]  # log θ
+    log_gain: Float[Array, " state"]  # log γ
+    in_proj: Float[Array, "2 features state"]  # B: real, imaginary
+    out_proj: Float[Array, "2 state features"]  # C: real, imaginary
+    skip: Float[Array, " features"]  # D
+
+    def __init__(self, in_features: int, cfg: LRUSequenceMixerConfig, key: PRNGKeyArray):
+        radius_key, phase_key, in_key, out_key, skip_key = jr.split(key, 5)
+        shape = (cfg.state_dim,)
+        # Uniform on the ring by area; never quite 0, where the logarithm ends.
+        squared_radius = uniform(
+            radius_key, shape, max(cfg.min_radius**2, 1e-6), cfg.max_radius**2
+        )
+        phase = uniform(phase_key, shape, 1e-6, cfg.max_phase)
+        self.config = cfg
+        self.in_features = in_features
+        self.log_decay = jnp.log(-0.5 * jnp.log(squared_radius))
+        self.log_phase = jnp.log(phase)
+        self.log_gain = 0.5 * jnp.log1p(-squared_radius)
+        in_shape, out_shape = (2, in_features, cfg.state_dim), (2, cfg.state_dim, in_features)
+        self.in_proj = normal(in_key, in_shape, 1 / math.sqrt(2 * in_features))
+        self.out_proj = normal(out_key, out_shape, 1 / math.sqrt(cfg.state_dim))
+        self.skip = normal(skip_key, (in_features,))
+
+    @property
+    def causal(self) -> bool:
+        return True
+
+    @property
+    def state_dim(self) -> int:
+        return self.config.state_dim
+
+    def __call__(
+        self, x: Signal, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
+    ) -> Signal:
+        return self.prefill(self.init_state(len(x)), x, context=context)[1]
+
+    def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> ComplexPair:
+        zero = jnp.zeros((self.state_dim,), accumulation_dtype(dtype or jnp.float32))
+        return ComplexPair(zero, zero)
+
+    def prefill(
+        self, state: ComplexPair, x: Signal, *, context: SequenceContext | None = None
+    ) -> tuple[ComplexPair, Signal]:
+        x, context = enter(self, x, context)
+        drive = self._drive(x)
+        state = cast_like(state, drive)
+        states = linear_scan(
+            cast_like(self._eigenvalues(), drive),
+            drive,
+            state,
+            resets=context.resets(),
+            mask=context.mask,
+            axis_name=context.axis_name,
+        )
+        last = final_state(states, state, axis_name=context.axis_name)
+        return last, context.blank_padding(self._readout(states, x))
+
+    def step(
+        self, state: ComplexPair, x: Frame, *, context: SequenceContext | None = None
+    ) -> tuple[ComplexPair, Frame]:
+        x, context = enter(self, x, context)
+        drive = self._drive(x)
+        state = cast_like(state, drive)
+        decayed = multiply(cast_like(self._eigenvalues(), drive), context.forget(state))
+        new = keep_at_padding(context, add(decayed, drive), state)
+        return new, context.blank_padding(self._readout(new, x))
+
+    def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        projections = 2 * 2 * 2 * self.in_features * self.state_dim
+        recurrence = 8 * self.state_dim + 2 * self.in_features
+        forward = math.prod(spatial_dims) * (projections + recurrence)
+        return forward if inference else 3 * forward
+
+    def _eigenvalues(self) -> ComplexPair:
+        return exp(ComplexPair(-jnp.exp(self.log_decay), jnp.exp(self.log_phase)))
+
+    def _drive(self, x: Float[Array, "... features"]) -> ComplexPair:
+        real, imag = (upcast(matmul(x, weight)) for weight in self.in_proj)
+        return scale(ComplexPair(real, imag), jnp.exp(self.log_gain).astype(real.dtype))
+
+    def _readout(
+        self, h: ComplexPair, x: Float[Array, "... features"]
+    ) -> Float[Array, "... features"]:
+        h = cast_like(h, x)
+        real, imag = self.out_proj
+        return matmul(h.real, real) - matmul(h.imag, imag) + self.skip.astype(x.dtype) * x

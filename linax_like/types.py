@@ -1,0 +1,42 @@
+"""The vocabulary of array shapes.
+
+Every module acts on one example; `jax.vmap` adds the batch at the model's edge.
+
+    time      positions of the sequence
+    features  width of the residual stream
+    state     size of a recurrent state
+    heads     query heads (kv_heads <= heads)
+    head      width of one head
+    classes   width of a head's output
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+Signal = Float[Array, "time features"]  # a whole sequence
+Frame = Float[Array, " features"]  # one position of it
+Tokens = Int[Array, " time"]
+Token = Int[Array, ""]
+Mask = Bool[Array, " time"]
+Scalar = Float[Array, ""]
+
+
+class Aux(NamedTuple):
+    """What a forward pass yields beside its output; every field is summed over layers and examples.
+
+    - `loss`: auxiliary losses, already weighted, to be added to the training loss.
+    - `dropped_tokens`: tokens that no expert had room for.
+    """
+
+    loss: Scalar
+    dropped_tokens: Scalar
+
+    def plus(self, other: "Aux") -> "Aux":
+        return Aux(self.loss + other.loss, self.dropped_tokens + other.dropped_tokens)
+
+
+def no_aux() -> Aux:
+    return Aux(jnp.zeros(()), jnp.zeros(()))
