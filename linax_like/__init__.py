@@ -1,14 +1,81 @@
 from . import ops as ops
 from ._version import __version__ as __version__
+from .blocks import (
+    AbstractBlock as AbstractBlock,
+    AbstractBlockConfig as AbstractBlockConfig,
+    ResidualBlock as ResidualBlock,
+    ResidualBlockConfig as ResidualBlockConfig,
+)
+from .channel_mixers import (
+    AbstractChannelMixer as AbstractChannelMixer,
+    AbstractChannelMixerConfig as AbstractChannelMixerConfig,
+    GeGLUConfig as GeGLUConfig,
+    GLU as GLU,
+    GLUConfig as GLUConfig,
+    MLP as MLP,
+    MLPConfig as MLPConfig,
+    SwiGLUConfig as SwiGLUConfig,
+)
 from .config import AbstractConfig as AbstractConfig
 from .context import Cursor as Cursor, SequenceContext as SequenceContext
+from .encoders import (
+    AbstractEncoder as AbstractEncoder,
+    AbstractEncoderConfig as AbstractEncoderConfig,
+    LinearEncoder as LinearEncoder,
+    LinearEncoderConfig as LinearEncoderConfig,
+    TokenEmbedding as TokenEmbedding,
+    TokenEmbeddingConfig as TokenEmbeddingConfig,
+)
+from .heads import (
+    AbstractHead as AbstractHead,
+    AbstractHeadConfig as AbstractHeadConfig,
+    ClassificationHead as ClassificationHead,
+    ClassificationHeadConfig as ClassificationHeadConfig,
+    LanguageModelHead as LanguageModelHead,
+    LanguageModelHeadConfig as LanguageModelHeadConfig,
+    Logits as Logits,
+    RegressionHead as RegressionHead,
+    RegressionHeadConfig as RegressionHeadConfig,
+    Values as Values,
+)
+from .models import (
+    LanguageModel as LanguageModel,
+    LanguageModelConfig as LanguageModelConfig,
+    SequenceModel as SequenceModel,
+    SequenceModelConfig as SequenceModelConfig,
+)
+from .norms import (
+    AbstractNorm as AbstractNorm,
+    AbstractNormConfig as AbstractNormConfig,
+    LayerNorm as LayerNorm,
+    LayerNormConfig as LayerNormConfig,
+    RMSNorm as RMSNorm,
+    RMSNormConfig as RMSNormConfig,
+)
 from .parameters import Buffer as Buffer, count_parameters as count_parameters, trainable as trainable
+from .paths import named_arrays as named_arrays, with_arrays as with_arrays
+from .positions import (
+    LearnedPositions as LearnedPositions,
+    LearnedPositionsConfig as LearnedPositionsConfig,
+    SinusoidalPositions as SinusoidalPositions,
+    SinusoidalPositionsConfig as SinusoidalPositionsConfig,
+)
 from .sequence_mixers import (
     AbstractRecurrentMixer as AbstractRecurrentMixer,
     AbstractSequenceMixer as AbstractSequenceMixer,
     AbstractSequenceMixerConfig as AbstractSequenceMixerConfig,
+    AttentionSequenceMixer as AttentionSequenceMixer,
+    AttentionSequenceMixerConfig as AttentionSequenceMixerConfig,
+    AttentionState as AttentionState,
     fold as fold,
+    IdentitySequenceMixer as IdentitySequenceMixer,
+    IdentitySequenceMixerConfig as IdentitySequenceMixerConfig,
     LRUSequenceMixer as LRUSequenceMixer,
     LRUSequenceMixerConfig as LRUSequenceMixerConfig,
+    S4DSequenceMixer as S4DSequenceMixer,
+    S4DSequenceMixerConfig as S4DSequenceMixerConfig,
+    S5SequenceMixer as S5SequenceMixer,
+    S5SequenceMixerConfig as S5SequenceMixerConfig,
 )
+from .stack import Stack as Stack, StackConfig as StackConfig, StackState as StackState
 from .types import Aux as Aux

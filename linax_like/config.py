@@ -8,11 +8,13 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, TypeVar
 
 
 # Where `from_dict` looks a type tag up. The public namespaces are the only registry.
 _NAMESPACES = ("linax_like", "linax_like.training", "linax_like.tasks")
+
+Config = TypeVar("Config", bound="AbstractConfig")
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class AbstractConfig:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+    def from_dict(cls: type[Config], data: Mapping[str, Any]) -> Config:
         """The inverse of `to_dict`.
 
         **Raises:** `ValueError` that names the place, the wrong key, type or value, and what is valid.
@@ -39,14 +41,14 @@ class AbstractConfig:
         return config
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls: type[Config], text: str) -> Config:
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"This is not the JSON of a `{cls.__name__}`: {error}.") from None
         return cls.from_dict(data)
 
-    def updated(self, path: str, value: Any) -> Self:
+    def updated(self: Config, path: str, value: Any) -> Config:
         """A copy in which the field at a dotted path, such as `stack.groups.0.1`, has another value."""
         data = self.to_dict()
         node: Any = data

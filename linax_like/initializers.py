@@ -5,6 +5,7 @@ next to nothing. Constants are computed with NumPy in float64.
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -35,9 +36,18 @@ def uniform(
     return _finish(_draw(key, _bucket(shape), "uniform"), shape, high - low, low)
 
 
-def linear_weight(key: PRNGKeyArray, in_features: int, out_features: int) -> Float[Array, "in out"]:
+def linear_weight(
+    key: PRNGKeyArray, in_features: int, out_features: int
+) -> Float[Array, "out in"]:
     """A projection that keeps the variance of its input."""
-    return normal(key, (in_features, out_features), 1 / math.sqrt(max(in_features, 1)))
+    return normal(key, (out_features, in_features), 1 / math.sqrt(max(in_features, 1)))
+
+
+def stack(arrays: Sequence[Array]) -> Array:
+    """`jnp.stack`, on the host where possible."""
+    if any(isinstance(array, jax.core.Tracer) for array in arrays):
+        return jnp.stack(arrays)
+    return jnp.asarray(np.stack(arrays))
 
 
 @partial(jax.jit, static_argnums=(1, 2))

@@ -19,9 +19,16 @@ def upcast(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x.astype(accumulation_dtype(x.dtype))
 
 
-def matmul(x: Float[Array, "... a"], weight: Float[Array, "a b"]) -> Float[Array, "... b"]:
-    """`x @ weight` in the dtype of `x`, whatever the weight is stored in."""
-    return x @ weight.astype(x.dtype)
+def linear(
+    x: Float[Array, "*shape in"], weight: Float[Array, "out in"]
+) -> Float[Array, "*shape out"]:
+    """`x @ weight.T` in the dtype of `x`, whatever the weight is stored in.
+
+    Weights are stored `(out, in)`, so that the gradient of a batch is one matrix product without a
+    transpose around it: XLA's CPU compiler computes that product ten times faster in bfloat16.
+    """
+    contract_last = (((x.ndim - 1,), (1,)), ((), ()))
+    return jax.lax.dot_general(x, weight.astype(x.dtype), contract_last)
 
 
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:

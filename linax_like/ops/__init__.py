@@ -1,7 +1,14 @@
+from .attention import attention as attention
 from .complex_pair import ComplexPair as ComplexPair
 from .discretize import (
+    Discretization as Discretization,
     discretize_decay as discretize_decay,
     discretize_gain as discretize_gain,
-    Discretization as Discretization,
 )
-from .linear_scan import final_state as final_state, linear_scan as linear_scan
+from .linear_scan import (
+    final_state as final_state,
+    incoming_state as incoming_state,
+    linear_scan as linear_scan,
+)
+from .long_conv import long_conv as long_conv
+from .short_conv import short_conv as short_conv, short_conv_step as short_conv_step

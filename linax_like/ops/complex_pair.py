@@ -66,9 +66,7 @@ def exp(x: ComplexPair) -> ComplexPair:
 def expm1(x: ComplexPair) -> ComplexPair:
     """`exp(x) - 1` without cancellation near 0: exp(r) cos θ - 1 = expm1(r) - 2 exp(r) sin²(θ/2)."""
     radius, half = jnp.exp(x.real), jnp.sin(x.imag / 2)
-    return ComplexPair(
-        jnp.expm1(x.real) - 2 * radius * half * half, radius * jnp.sin(x.imag)
-    )
+    return ComplexPair(jnp.expm1(x.real) - 2 * radius * half * half, radius * jnp.sin(x.imag))
 
 
 def as_complex(x: ComplexPair) -> Array:

@@ -1,11 +1,11 @@
 """From a diagonal continuous system to a step of it.
 
-    h'(t) = λ h(t) + u(t)    →    h[t] = decay · h[t-1] + gain · u[t]
+h'(t) = λ h(t) + u(t)    →    h[t] = decay · h[t-1] + gain · u[t]
 
-    zoh       decay = exp(Δλ)                    gain = (exp(Δλ) - 1) / λ       input constant in a step
-    bilinear  decay = (1 + Δλ/2) / (1 - Δλ/2)    gain = Δ / (1 - Δλ/2)          trapezoid rule
-    dirac     decay = exp(Δλ)                    gain = 1                       input an impulse
-    euler     decay = exp(Δλ)                    gain = Δ                       as in Mamba
+zoh       decay = exp(Δλ)                    gain = (exp(Δλ) - 1) / λ       input constant in a step
+bilinear  decay = (1 + Δλ/2) / (1 - Δλ/2)    gain = Δ / (1 - Δλ/2)          trapezoid rule
+dirac     decay = exp(Δλ)                    gain = 1                       input an impulse
+euler     decay = exp(Δλ)                    gain = Δ                       as in Mamba
 """
 
 from typing import Literal

@@ -1,7 +1,24 @@
+from .attention import (
+    AttentionSequenceMixer as AttentionSequenceMixer,
+    AttentionSequenceMixerConfig as AttentionSequenceMixerConfig,
+    AttentionState as AttentionState,
+)
 from .base import (
     AbstractRecurrentMixer as AbstractRecurrentMixer,
     AbstractSequenceMixer as AbstractSequenceMixer,
     AbstractSequenceMixerConfig as AbstractSequenceMixerConfig,
     fold as fold,
 )
-from .lru import LRUSequenceMixer as LRUSequenceMixer, LRUSequenceMixerConfig as LRUSequenceMixerConfig
+from .identity import (
+    IdentitySequenceMixer as IdentitySequenceMixer,
+    IdentitySequenceMixerConfig as IdentitySequenceMixerConfig,
+)
+from .lru import (
+    LRUSequenceMixer as LRUSequenceMixer,
+    LRUSequenceMixerConfig as LRUSequenceMixerConfig,
+)
+from .s4d import (
+    S4DSequenceMixer as S4DSequenceMixer,
+    S4DSequenceMixerConfig as S4DSequenceMixerConfig,
+)
+from .s5 import S5SequenceMixer as S5SequenceMixer, S5SequenceMixerConfig as S5SequenceMixerConfig

@@ -43,6 +43,15 @@ class AbstractSequenceMixer(eqx.Module):
         """Which of the context's `positions`, `timesteps` and `condition` make a difference."""
         return frozenset()
 
+    @property
+    def recurrence_parameters(self) -> frozenset[str]:
+        """The fields that set the recurrence's eigenvalues, step sizes and gains.
+
+        Small changes of these change the memory a lot: training gives them a learning rate of their
+        own, and never weight decay.
+        """
+        return frozenset()
+
     @abc.abstractmethod
     def __call__(
         self, x: Signal, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None

@@ -20,7 +20,7 @@ from ..context import SequenceContext
 from ..initializers import normal, uniform
 from ..ops.complex_pair import add, ComplexPair, exp, multiply, scale
 from ..ops.linear_scan import final_state, linear_scan
-from ..precision import accumulation_dtype, cast_like, matmul, upcast
+from ..precision import accumulation_dtype, cast_like, linear, upcast
 from ..types import Frame, Signal
 from .base import (
     AbstractRecurrentMixer,
@@ -63,8 +63,8 @@ class LRUSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     log_decay: Float[Array, " state"]  # ν
     log_phase: Float[Array, " state"]  # log θ
     log_gain: Float[Array, " state"]  # log γ
-    in_proj: Float[Array, "2 features state"]  # B: real, imaginary
-    out_proj: Float[Array, "2 state features"]  # C: real, imaginary
+    in_proj: Float[Array, "2 state features"]  # B: real, imaginary
+    out_proj: Float[Array, "2 features state"]  # C: real, imaginary
     skip: Float[Array, " features"]  # D
 
     def __init__(self, in_features: int, cfg: LRUSequenceMixerConfig, key: PRNGKeyArray):
@@ -80,7 +80,7 @@ class LRUSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         self.log_decay = jnp.log(-0.5 * jnp.log(squared_radius))
         self.log_phase = jnp.log(phase)
         self.log_gain = 0.5 * jnp.log1p(-squared_radius)
-        in_shape, out_shape = (2, in_features, cfg.state_dim), (2, cfg.state_dim, in_features)
+        in_shape, out_shape = (2, cfg.state_dim, in_features), (2, in_features, cfg.state_dim)
         self.in_proj = normal(in_key, in_shape, 1 / math.sqrt(2 * in_features))
         self.out_proj = normal(out_key, out_shape, 1 / math.sqrt(cfg.state_dim))
         self.skip = normal(skip_key, (in_features,))
@@ -88,6 +88,10 @@ class LRUSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     @property
     def causal(self) -> bool:
         return True
+
+    @property
+    def recurrence_parameters(self) -> frozenset[str]:
+        return frozenset({"log_decay", "log_phase", "log_gain"})
 
     @property
     def state_dim(self) -> int:
@@ -139,7 +143,7 @@ class LRUSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         return exp(ComplexPair(-jnp.exp(self.log_decay), jnp.exp(self.log_phase)))
 
     def _drive(self, x: Float[Array, "... features"]) -> ComplexPair:
-        real, imag = (upcast(matmul(x, weight)) for weight in self.in_proj)
+        real, imag = (upcast(linear(x, weight)) for weight in self.in_proj)
         return scale(ComplexPair(real, imag), jnp.exp(self.log_gain).astype(real.dtype))
 
     def _readout(
@@ -147,4 +151,4 @@ class LRUSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     ) -> Float[Array, "... features"]:
         h = cast_like(h, x)
         real, imag = self.out_proj
-        return matmul(h.real, real) - matmul(h.imag, imag) + self.skip.astype(x.dtype) * x
+        return linear(h.real, real) - linear(h.imag, imag) + self.skip.astype(x.dtype) * x

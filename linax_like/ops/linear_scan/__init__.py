@@ -17,6 +17,7 @@ from .reference import sequential_scan
 Backend = Literal["reference", "associative", "xla"]
 States = Float[Array, "time *state"] | ComplexPair
 State = Float[Array, "*state"] | ComplexPair
+Coefficients = Float[Array, "..."] | ComplexPair  # `States`, or `State` if constant in time
 
 # Unrolling amortises the cost of a loop iteration, which is most of the cost of small states on CPU.
 _BACKENDS = {
@@ -27,7 +28,7 @@ _BACKENDS = {
 
 
 def linear_scan(
-    a: States | State,
+    a: Coefficients,
     b: States,
     h0: State | None = None,
     *,
@@ -69,7 +70,7 @@ def linear_scan(
     decay = scan(a, nothing, one, resets, hold, reverse)  # what is left of the state that comes in
     last = 0 if reverse else -1
     shard = jax.tree.map(lambda x: x[last], (decay, local))
-    incoming = _incoming_state(*shard, zero if h0 is None else h0, axis_name, reverse)
+    incoming = incoming_state(*shard, zero if h0 is None else h0, axis_name, reverse)
     incoming = jax.tree.map(lambda h, b: jnp.broadcast_to(h, b.shape), incoming, b)
     return add(local, multiply(decay, incoming))
 
@@ -90,7 +91,9 @@ def final_state(
     return jax.tree.map(lambda h: jax.lax.all_gather(h, axis_name)[last], h)
 
 
-def _incoming_state(decay: State, end: State, h0: State, axis_name: str, reverse: bool) -> State:
+def incoming_state(
+    decay: State, end: State, h0: State, axis_name: str, reverse: bool = False
+) -> State:
     """The state with which this shard starts, given every shard's decay and end state."""
     decays, ends = jax.lax.all_gather((decay, end), axis_name)
     index = jax.lax.axis_index(axis_name)

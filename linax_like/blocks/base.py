@@ -1,0 +1,61 @@
+"""What a block is: a map of the residual stream that reports auxiliary results."""
+
+import abc
+from dataclasses import dataclass
+
+import equinox as eqx
+from jax.typing import DTypeLike
+from jaxtyping import PRNGKeyArray, PyTree
+
+from ..config import AbstractConfig
+from ..context import SequenceContext
+from ..types import Aux, Frame, Signal
+
+
+@dataclass(frozen=True)
+class AbstractBlockConfig(AbstractConfig):
+    """The hyperparameters of a block."""
+
+    @abc.abstractmethod
+    def build(self, in_features: int, key: PRNGKeyArray) -> "AbstractBlock":
+        """A new block on a residual stream of width `in_features`."""
+
+
+class AbstractBlock(eqx.Module):
+    """Maps the residual stream to itself."""
+
+    @property
+    @abc.abstractmethod
+    def causal(self) -> bool:
+        """Whether no output depends on a later input."""
+
+    @property
+    @abc.abstractmethod
+    def uses(self) -> frozenset[str]:
+        """Which of the context's `positions`, `timesteps` and `condition` make a difference."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, x: Signal, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
+    ) -> tuple[Signal, Aux]:
+        """Applies the block to a whole sequence. With a `key`, dropout is on."""
+
+    @abc.abstractmethod
+    def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> PyTree:
+        """The state before the first position. Raises `ValueError` if the block is not causal."""
+
+    @abc.abstractmethod
+    def prefill(
+        self, state: PyTree, x: Signal, *, context: SequenceContext | None = None
+    ) -> tuple[PyTree, Signal]:
+        """Advances many positions at once."""
+
+    @abc.abstractmethod
+    def step(
+        self, state: PyTree, x: Frame, *, context: SequenceContext | None = None
+    ) -> tuple[PyTree, Frame]:
+        """Advances one position."""
+
+    @abc.abstractmethod
+    def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        """Floating-point operations of one pass."""

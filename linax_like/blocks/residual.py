@@ -1,0 +1,188 @@
+"""Residual block: a sequence mixer, then a channel mixer, each around a residual stream.
+
+    pre-norm     x = x + s ⊙ mixer(norm(x))        https://arxiv.org/abs/2002.04745
+    post-norm    x = norm(x + s ⊙ mixer(x))        https://arxiv.org/abs/1706.03762
+
+s is a learned layer scale (https://arxiv.org/abs/2103.17239); a whole branch may be dropped in
+training (stochastic depth, https://arxiv.org/abs/1603.09382).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from ..channel_mixers import AbstractChannelMixer, AbstractChannelMixerConfig, SwiGLUConfig
+from ..config import require, require_choice
+from ..context import SequenceContext
+from ..norms import AbstractNorm, AbstractNormConfig, RMSNormConfig
+from ..sequence_mixers import (
+    AbstractRecurrentMixer,
+    AbstractSequenceMixer,
+    AbstractSequenceMixerConfig,
+    S4DSequenceMixerConfig,
+)
+from ..types import Aux, Frame, no_aux, Signal
+from .base import AbstractBlock, AbstractBlockConfig
+
+
+@dataclass(frozen=True)
+class ResidualBlockConfig(AbstractBlockConfig):
+    """A sequence mixer and a channel mixer, each with a norm and a residual connection.
+
+    - `sequence_mixer`: what mixes along time.
+    - `channel_mixer`: what acts on single positions; None leaves that half of the block out.
+    - `norm`, `norm_position`: `"pre"` trains deep stacks more easily, `"post"` is the original form.
+    - `dropout`: probability that a scalar of a branch's output is dropped in training.
+    - `drop_path`: probability that a whole branch is dropped in training, example by example.
+    - `layer_scale`: initial value of a learned factor per feature on each branch; None for none.
+    - `compute_dtype`: what the mixers compute in. `"input"` follows the residual stream; `"bfloat16"`
+        lets a float32 stream carry the sum while the mixers run in half precision.
+    """
+
+    sequence_mixer: AbstractSequenceMixerConfig
+    channel_mixer: AbstractChannelMixerConfig | None = SwiGLUConfig()
+    norm: AbstractNormConfig = RMSNormConfig()
+    norm_position: Literal["pre", "post"] = "pre"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    layer_scale: float | None = None
+    compute_dtype: Literal["input", "bfloat16"] = "input"
+
+    def __post_init__(self):
+        require_choice(self, "norm_position", "compute_dtype")
+        require(0 <= self.dropout < 1, self, "dropout", "in [0, 1)")
+        require(0 <= self.drop_path < 1, self, "drop_path", "in [0, 1)")
+        mixer = self.sequence_mixer
+        if isinstance(mixer, S4DSequenceMixerConfig) and mixer.transposed:
+            raise ValueError(
+                "`ResidualBlockConfig` works on (time, features): its `sequence_mixer` must not be "
+                "`S4DSequenceMixerConfig(transposed=True)`. Leave `transposed` out."
+            )
+
+    def build(self, in_features: int, key: PRNGKeyArray) -> "ResidualBlock":
+        return ResidualBlock(in_features, self, key)
+
+
+class ResidualBlock(AbstractBlock):
+    """Sequence mixer, then channel mixer, each around the residual stream.
+
+    The state is the sequence mixer's.
+    """
+
+    config: ResidualBlockConfig = eqx.field(static=True)
+    in_features: int = eqx.field(static=True)
+    sequence_norm: AbstractNorm
+    sequence_mixer: AbstractSequenceMixer
+    sequence_scale: Float[Array, " features"] | None
+    channel_norm: AbstractNorm | None
+    channel_mixer: AbstractChannelMixer | None
+    channel_scale: Float[Array, " features"] | None
+
+    def __init__(self, in_features: int, cfg: ResidualBlockConfig, key: PRNGKeyArray):
+        sequence_key, channel_key, norm_key, second_norm_key = jr.split(key, 4)
+        channel = cfg.channel_mixer
+        self.config = cfg
+        self.in_features = in_features
+        self.sequence_norm = cfg.norm.build(in_features, norm_key)
+        self.sequence_mixer = cfg.sequence_mixer.build(in_features, sequence_key)
+        self.sequence_scale = _layer_scale(cfg, in_features)
+        self.channel_norm = (
+            None if channel is None else cfg.norm.build(in_features, second_norm_key)
+        )
+        self.channel_mixer = None if channel is None else channel.build(in_features, channel_key)
+        self.channel_scale = None if channel is None else _layer_scale(cfg, in_features)
+
+    @property
+    def causal(self) -> bool:
+        return self.sequence_mixer.causal
+
+    @property
+    def uses(self) -> frozenset[str]:
+        return self.sequence_mixer.uses
+
+    def __call__(
+        self, x: Signal, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
+    ) -> tuple[Signal, Aux]:
+        mixer_key, drop_key, channel_key = (None,) * 3 if key is None else jr.split(key, 3)
+
+        def mix(h: Signal) -> tuple[None, Signal]:
+            return None, self.sequence_mixer(h, mixer_key, context=context)
+
+        _, x = self._around(mix, self.sequence_norm, self.sequence_scale, x, drop_key)
+        return self._mix_channels(x, channel_key), no_aux()
+
+    def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> PyTree:
+        return self._recurrent().init_state(max_length, dtype)
+
+    def prefill(
+        self, state: PyTree, x: Signal, *, context: SequenceContext | None = None
+    ) -> tuple[PyTree, Signal]:
+        return self._advance(self._recurrent().prefill, state, x, context)
+
+    def step(
+        self, state: PyTree, x: Frame, *, context: SequenceContext | None = None
+    ) -> tuple[PyTree, Frame]:
+        return self._advance(self._recurrent().step, state, x, context)
+
+    def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        count = self.sequence_mixer.flop_count(spatial_dims, inference)
+        if self.channel_mixer is not None:
+            count += self.channel_mixer.flop_count(math.prod(spatial_dims), inference)
+        return count
+
+    def _advance(self, advance: Callable, state, x, context):
+        mix = lambda h: advance(state, h, context=context)
+        state, x = self._around(mix, self.sequence_norm, self.sequence_scale, x, None)
+        return state, self._mix_channels(x, None)
+
+    def _mix_channels(self, x, key: PRNGKeyArray | None):
+        channel_mixer, norm = self.channel_mixer, self.channel_norm
+        if channel_mixer is None or norm is None:
+            return x
+        mixer_key, drop_key = (None, None) if key is None else jr.split(key)
+        mix = lambda h: (None, channel_mixer(h, mixer_key))
+        return self._around(mix, norm, self.channel_scale, x, drop_key)[1]
+
+    def _around(self, mix: Callable, norm: AbstractNorm, scale, x, key: PRNGKeyArray | None):
+        """`mix` within its norm, layer scale, dropout and residual connection; and its state."""
+        pre = self.config.norm_position == "pre"
+        h = norm(x) if pre else x
+        if self.config.compute_dtype != "input":
+            h = h.astype(self.config.compute_dtype)
+        state, y = mix(h)
+        y = y.astype(x.dtype)
+        y = y if scale is None else y * scale.astype(x.dtype)
+        y = y if key is None else self._drop(y, key)
+        return state, x + y if pre else norm(x + y)
+
+    def _drop(self, y: Float[Array, "*time features"], key: PRNGKeyArray):
+        """Dropout and drop path, scaled to keep the mean."""
+        element_key, path_key = jr.split(key)
+        if self.config.dropout > 0:
+            y = _keep(y, self.config.dropout, jr.uniform(element_key, y.shape))
+        if self.config.drop_path > 0:
+            y = _keep(y, self.config.drop_path, jr.uniform(path_key))
+        return y
+
+    def _recurrent(self) -> AbstractRecurrentMixer:
+        if not isinstance(self.sequence_mixer, AbstractRecurrentMixer):
+            raise ValueError(
+                f"`{type(self.sequence_mixer).__name__}` is not causal, so this block cannot advance "
+                "step by step. Build it with a causal sequence mixer."
+            )
+        return self.sequence_mixer
+
+
+def _layer_scale(cfg: ResidualBlockConfig, in_features: int) -> Float[Array, " features"] | None:
+    return None if cfg.layer_scale is None else jnp.full((in_features,), cfg.layer_scale)
+
+
+def _keep(y: Array, rate: float, uniform: Array) -> Array:
+    return jnp.where(uniform >= rate, y / (1 - rate), jnp.zeros_like(y))

@@ -1,0 +1,67 @@
+"""What is shown of a trained model."""
+
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from ..inference import generate
+from ..models import LanguageModel
+from ..tasks import AbstractTask, DigitsTask, TextTask
+from ..training import Run
+from ..training.plots import plot_confusion
+
+
+def report(run: Run, task: AbstractTask) -> dict[str, float]:
+    """Prints how well a model does on the held-out data of its task, and returns the numbers."""
+    results = task.evaluate(run.model)
+    if isinstance(task, TextTask):
+        return results | _report_text(run, task, results["bits_per_byte"])
+    if isinstance(task, DigitsTask):
+        _report_digits(run, task, results)
+    return results
+
+
+def continue_text(
+    model: LanguageModel,
+    prompt: str,
+    length: int,
+    seed: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> str:
+    """The prompt and its continuation by `length` bytes."""
+    tokens = np.frombuffer(prompt.encode(errors="surrogateescape"), np.uint8)
+    continuation = generate(
+        model,
+        jnp.asarray(tokens, jnp.int32),
+        length,
+        jr.key(seed),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    new = np.asarray(continuation).astype(np.uint8)
+    return (tokens.tobytes() + new.tobytes()).decode(errors="replace")
+
+
+def _report_text(run: Run, task: TextTask, bits_per_byte: float) -> dict[str, float]:
+    baselines = task.baselines()
+    print(
+        "\nBits per held-out byte (compressors: what the held-out part adds to the training text)"
+    )
+    for name, value in ({"this model": bits_per_byte} | baselines).items():
+        print(f"  {name:<12}{value:.3f}")
+    sample = continue_text(run.model, "The ", 200, run.config.seed, temperature=0.8)
+    print(f"\nA sample:\n{sample}\n")
+    return baselines
+
+
+def _report_digits(run: Run, task: DigitsTask, results: dict[str, float]) -> None:
+    matrix = task.confusion_matrix(run.model)
+    print("\nConfusion matrix (rows: the digit, columns: what it was taken for)")
+    for row in matrix:
+        print("  " + "".join(f"{count:4d}" for count in row))
+    print(f"\nHeld-out accuracy {100 * results['accuracy']:.2f} %, loss {results['loss']:.4f}\n")
+    plot_confusion(run.directory / "confusion.png", matrix)

@@ -1,0 +1,18 @@
+from .base import (
+    AbstractHead as AbstractHead,
+    AbstractHeadConfig as AbstractHeadConfig,
+    Logits as Logits,
+    Values as Values,
+)
+from .classification import (
+    ClassificationHead as ClassificationHead,
+    ClassificationHeadConfig as ClassificationHeadConfig,
+)
+from .language_model import (
+    LanguageModelHead as LanguageModelHead,
+    LanguageModelHeadConfig as LanguageModelHeadConfig,
+)
+from .regression import (
+    RegressionHead as RegressionHead,
+    RegressionHeadConfig as RegressionHeadConfig,
+)

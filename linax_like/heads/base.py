@@ -1,0 +1,43 @@
+"""What a head is: from features to outputs."""
+
+import abc
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import equinox as eqx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ..config import AbstractConfig
+from ..context import SequenceContext
+from ..types import Aux, Signal
+
+
+class Logits(NamedTuple):
+    """What a classifier or language model returns: unnormalised log-probabilities, and `Aux`."""
+
+    logits: Float[Array, "*time classes"]
+    aux: Aux
+
+
+class Values(NamedTuple):
+    """What a regression model returns: real values, and `Aux`."""
+
+    values: Float[Array, "*time out"]
+    aux: Aux
+
+
+@dataclass(frozen=True)
+class AbstractHeadConfig(AbstractConfig):
+    """The hyperparameters of a head."""
+
+    @abc.abstractmethod
+    def build(self, in_features: int, out_features: int, key: PRNGKeyArray) -> "AbstractHead":
+        """A new head from `in_features` to `out_features` (the vocabulary, the classes …)."""
+
+
+class AbstractHead(eqx.Module):
+    """Turns a sequence's features into outputs."""
+
+    @abc.abstractmethod
+    def __call__(self, x: Signal, aux: Aux, *, context: SequenceContext) -> Logits | Values:
+        """Reads outputs off a whole sequence; `aux` is passed on."""

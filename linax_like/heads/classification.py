@@ -1,0 +1,68 @@
+"""Classification head: logits for a sequence, or for every position of it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ..config import require_choice
+from ..context import SequenceContext
+from ..initializers import linear_weight
+from ..precision import linear, upcast
+from ..types import Aux, Signal
+from .base import AbstractHead, AbstractHeadConfig, Logits
+
+
+Pooling = Literal["mean", "last", "none"]
+
+
+@dataclass(frozen=True)
+class ClassificationHeadConfig(AbstractHeadConfig):
+    """Logits, not log-probabilities.
+
+    - `pooling`: `"mean"` over the real positions, the `"last"` real position, or `"none"`: logits
+        for every position.
+    """
+
+    pooling: Pooling = "mean"
+
+    def __post_init__(self):
+        require_choice(self, "pooling")
+
+    def build(
+        self, in_features: int, out_features: int, key: PRNGKeyArray
+    ) -> "ClassificationHead":
+        return ClassificationHead(in_features, out_features, self, key)
+
+
+class ClassificationHead(AbstractHead):
+    """Maps `(time, in_features)` to logits `(out_features,)`, or `(time, out_features)`."""
+
+    config: ClassificationHeadConfig = eqx.field(static=True)
+    weight: Float[Array, "classes features"]
+    bias: Float[Array, " classes"]
+
+    def __init__(
+        self, in_features: int, out_features: int, cfg: ClassificationHeadConfig, key: PRNGKeyArray
+    ):
+        self.config = cfg
+        self.weight = linear_weight(key, in_features, out_features)
+        self.bias = jnp.zeros((out_features,))
+
+    def __call__(self, x: Signal, aux: Aux, *, context: SequenceContext) -> Logits:
+        pooled = pool(x, self.config.pooling, context)
+        return Logits(upcast(linear(pooled, self.weight)) + self.bias, aux)
+
+
+def pool(x: Signal, pooling: Pooling, context: SequenceContext) -> Float[Array, "*time features"]:
+    """One vector for the sequence, padding left out; or `x` itself for `"none"`."""
+    if pooling == "none":
+        return x
+    mask = jnp.ones((len(x),), bool) if context.mask is None else context.mask
+    if pooling == "mean":
+        total = jnp.sum(upcast(context.blank_padding(x)), axis=0)
+        return (total / jnp.maximum(jnp.sum(mask), 1)).astype(x.dtype)
+    last = jnp.max(jnp.where(mask, jnp.arange(len(x)), 0))
+    return x[last]

@@ -1,0 +1,1 @@
+from .safetensors import load_weights as load_weights, save_weights as save_weights

@@ -1,0 +1,57 @@
+"""Configs that are known to work, as functions: `preset().build(key)`."""
+
+import math
+
+from ..blocks import ResidualBlockConfig
+from ..channel_mixers import SwiGLUConfig
+from ..heads import LanguageModelHeadConfig
+from ..sequence_mixers import (
+    AbstractSequenceMixerConfig,
+    AttentionSequenceMixerConfig,
+    LRUSequenceMixerConfig,
+    S5SequenceMixerConfig,
+)
+from ..stack import StackConfig
+from .language_model import LanguageModelConfig
+from .sequence_model import SequenceModelConfig
+
+
+def byte_language_model(features: int = 256, repeats: int = 2) -> LanguageModelConfig:
+    """A hybrid language model over bytes: two recurrent blocks, then one of attention, repeated.
+
+    - `features`: width of the residual stream.
+    - `repeats`: how often the three blocks are repeated.
+    """
+    scale = 1 / math.sqrt(
+        6 * repeats
+    )  # so that all branches together start as large as the stream
+
+    def block(mixer: AbstractSequenceMixerConfig) -> ResidualBlockConfig:
+        return ResidualBlockConfig(
+            mixer, SwiGLUConfig(expand=2.0), layer_scale=scale, compute_dtype="bfloat16"
+        )
+
+    recurrent = block(LRUSequenceMixerConfig(state_dim=features // 2))
+    attention = block(AttentionSequenceMixerConfig(qk_norm=True))
+    return LanguageModelConfig(
+        vocab_size=256,
+        features=features,
+        stack=StackConfig((((recurrent, recurrent, attention), repeats),)),
+        head=LanguageModelHeadConfig(tied=False),
+    )
+
+
+def digits_classifier(features: int = 64, repeats: int = 3) -> SequenceModelConfig:
+    """A bidirectional state-space classifier of 8x8 images read pixel by pixel.
+
+    - `features`: width of the residual stream.
+    - `repeats`: number of blocks.
+    """
+    mixer = S5SequenceMixerConfig(state_dim=features, bidirectional=True)
+    block = ResidualBlockConfig(mixer, dropout=0.1)
+    return SequenceModelConfig(
+        in_features=1,
+        features=features,
+        out_features=10,
+        stack=StackConfig((((block,), repeats),)),
+    )

@@ -1,0 +1,111 @@
+"""Normalisation over features, with statistics in at least float32.
+
+RMSNorm(x)   = w ⊙ x / √(mean(x²) + ε)                    https://arxiv.org/abs/1910.07467
+LayerNorm(x) = w ⊙ (x - mean(x)) / √(var(x) + ε) + b      https://arxiv.org/abs/1607.06450
+"""
+
+import abc
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .config import AbstractConfig, require_positive
+from .precision import upcast
+
+
+@dataclass(frozen=True)
+class AbstractNormConfig(AbstractConfig):
+    """The hyperparameters of a normalisation."""
+
+    @abc.abstractmethod
+    def build(self, in_features: int, key: PRNGKeyArray) -> "AbstractNorm":
+        """A new normalisation of width `in_features`."""
+
+
+@dataclass(frozen=True)
+class RMSNormConfig(AbstractNormConfig):
+    """Division by the root mean square.
+
+    - `eps`: added to the mean square, so that zero stays zero and its gradient finite.
+    """
+
+    eps: float = 1e-6
+
+    def __post_init__(self):
+        require_positive(self, "eps")
+
+    def build(self, in_features: int, key: PRNGKeyArray) -> "RMSNorm":
+        return RMSNorm(in_features, self, key)
+
+
+@dataclass(frozen=True)
+class LayerNormConfig(AbstractNormConfig):
+    """Subtraction of the mean, then division by the standard deviation.
+
+    - `eps`: added to the variance, so that a constant input has a finite gradient.
+    - `use_bias`: add a learned bias.
+    """
+
+    eps: float = 1e-6
+    use_bias: bool = True
+
+    def __post_init__(self):
+        require_positive(self, "eps")
+
+    def build(self, in_features: int, key: PRNGKeyArray) -> "LayerNorm":
+        return LayerNorm(in_features, self, key)
+
+
+class AbstractNorm(eqx.Module):
+    """Normalises the last axis, position by position."""
+
+    in_features: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def __call__(self, x: Float[Array, "*shape features"]) -> Float[Array, "*shape features"]:
+        """The normalised input, in its dtype."""
+
+
+class RMSNorm(AbstractNorm):
+    """Scale by the root mean square. Nothing is random: the key is not used."""
+
+    config: RMSNormConfig = eqx.field(static=True)
+    in_features: int = eqx.field(static=True)
+    weight: Float[Array, " features"]  # w
+
+    def __init__(self, in_features: int, cfg: RMSNormConfig, key: PRNGKeyArray):
+        self.config = cfg
+        self.in_features = in_features
+        self.weight = jnp.ones((in_features,))
+
+    def __call__(self, x: Float[Array, "*shape features"]) -> Float[Array, "*shape features"]:
+        wide = upcast(x)
+        mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
+        normal = wide * jax.lax.rsqrt(mean_square + self.config.eps)
+        return (normal * self.weight.astype(wide.dtype)).astype(x.dtype)
+
+
+class LayerNorm(AbstractNorm):
+    """Standardise, then scale and shift. Nothing is random: the key is not used."""
+
+    config: LayerNormConfig = eqx.field(static=True)
+    in_features: int = eqx.field(static=True)
+    weight: Float[Array, " features"]  # w
+    bias: Float[Array, " features"] | None  # b
+
+    def __init__(self, in_features: int, cfg: LayerNormConfig, key: PRNGKeyArray):
+        self.config = cfg
+        self.in_features = in_features
+        self.weight = jnp.ones((in_features,))
+        self.bias = jnp.zeros((in_features,)) if cfg.use_bias else None
+
+    def __call__(self, x: Float[Array, "*shape features"]) -> Float[Array, "*shape features"]:
+        wide = upcast(x)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.config.eps) * self.weight.astype(wide.dtype)
+        y = y if self.bias is None else y + self.bias.astype(wide.dtype)
+        return y.astype(x.dtype)

@@ -1,0 +1,88 @@
+"""HiPPO-LegS, a state that remembers its whole past in Legendre polynomials
+(Gu et al., 2020, https://arxiv.org/abs/2008.07669), and its diagonal form
+(Gu, Gupta et al., 2022, https://arxiv.org/abs/2206.11893).
+
+    h'(t) = A h(t) + B u(t)
+
+    A[n, k] = -√(2n+1) √(2k+1)  for n > k,   -(n+1)  for n = k,   0  for n < k
+    B[n] = √(2n+1)
+
+A + P Pᵀ with P[n] = √(n + 1/2) is normal, so a unitary V diagonalises it: A + P Pᵀ = V diag(λ) V*.
+
+Constants, computed with NumPy in float64 once per size. The arrays are read-only.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+
+class DiagonalHippo(NamedTuple):
+    """The normal part of HiPPO-LegS in its eigenbasis.
+
+    - `eigenvalues`: λ, of real part -1/2, by ascending imaginary part.
+    - `basis`: V, the eigenvectors as columns.
+    - `in_vector`: V* B.
+    """
+
+    eigenvalues: np.ndarray
+    basis: np.ndarray
+    in_vector: np.ndarray
+
+
+@lru_cache
+def legs(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A of shape `(size, size)`, and B of shape `(size,)`."""
+    n = np.arange(size, dtype=np.float64)
+    root = np.sqrt(2 * n + 1)
+    matrix = -np.tril(np.outer(root, root), -1) - np.diag(n + 1)
+    return _frozen(matrix), _frozen(root)
+
+
+@lru_cache
+def legs_low_rank(size: int) -> np.ndarray:
+    """P, for which A + P Pᵀ is normal."""
+    return _frozen(np.sqrt(np.arange(size, dtype=np.float64) + 0.5))
+
+
+@lru_cache
+def legs_normal(size: int) -> np.ndarray:
+    """A + P Pᵀ: -1/2 on the diagonal, and skew-symmetric beside it."""
+    low_rank = legs_low_rank(size)
+    return _frozen(legs(size)[0] + np.outer(low_rank, low_rank))
+
+
+@lru_cache
+def diagonal_legs(size: int) -> DiagonalHippo:
+    """The normal part. The first half of its eigenvalues has negative frequencies."""
+    normal = legs_normal(size)
+    skew = normal - np.diag(np.diag(normal))
+    frequencies, basis = np.linalg.eigh(-1j * skew)
+    eigenvalues = np.mean(np.diag(normal)) + 1j * frequencies if size else frequencies + 0j
+    in_vector = basis.conj().T @ legs(size)[1]
+    return DiagonalHippo(_frozen(eigenvalues), _frozen(basis), _frozen(in_vector))
+
+
+@lru_cache
+def block_diagonal_legs(
+    state_dim: int, blocks: int = 1, conjugate_half: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and basis of `blocks` equal systems side by side.
+
+    - `conjugate_half`: keep one of each conjugate pair, the one of negative frequency.
+
+    Returns λ of shape `(kept,)` and V of shape `(state_dim, kept)`.
+    """
+    size = state_dim // blocks
+    kept = size // 2 if conjugate_half else size
+    eigenvalues, basis, _ = diagonal_legs(size)
+    return (
+        _frozen(np.tile(eigenvalues[:kept], blocks)),
+        _frozen(np.kron(np.eye(blocks), basis[:, :kept])),
+    )
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array.setflags(write=False)
+    return array

@@ -1,0 +1,105 @@
+"""Public names of a model's arrays, such as `stack/7/sequence_mixer/log_decay`.
+
+A stack stores the repeats of a pattern stacked; under its public names every block is on its own, so
+that names do not depend on how layers are grouped. Freezing, import, export and inspection use them.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from .stack import Stack
+
+
+Leaf = Array | jax.ShapeDtypeStruct  # of a model, or of its skeleton
+Values = Array | np.ndarray
+
+
+def named_arrays(model: PyTree) -> dict[str, Leaf]:
+    """Every array of a model (or its shape, for a skeleton) by its public name."""
+    names = {}
+    for path, node in jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_stack):
+        prefix = _join(path)
+        if not isinstance(node, Stack):
+            names[prefix] = node
+            continue
+        for layer, group, place, repeat in _places(node):
+            for inner, leaf in jax.tree_util.tree_leaves_with_path(node.groups[group][place]):
+                names[_slash(prefix, str(layer), _join(inner))] = _take(leaf, repeat)
+        for inner, leaf in jax.tree_util.tree_leaves_with_path(node.final_norm):
+            names[_slash(prefix, "final_norm", _join(inner))] = leaf
+    return names
+
+
+def with_arrays(model: PyTree, arrays: Mapping[str, Values]) -> PyTree:
+    """A copy of a model, or a model from its skeleton, that holds the named arrays.
+
+    **Raises:** `ValueError` that names the first array that is missing, not the model's, or of
+    another shape.
+    """
+    expected = named_arrays(model)
+    for name in sorted(expected.keys() ^ arrays.keys()):
+        problem = "is missing" if name in expected else "is not one of this model's"
+        raise ValueError(f"The array `{name}` {problem}. Was it saved from another config?")
+    for name, array in arrays.items():
+        if array.shape != expected[name].shape:
+            raise ValueError(
+                f"The array `{name}` has shape {tuple(array.shape)}, where the model has "
+                f"{tuple(expected[name].shape)}. Was it saved from another config?"
+            )
+
+    def replace(path, node):
+        prefix = _join(path)
+        return (
+            _fill(node, prefix, arrays) if isinstance(node, Stack) else jnp.asarray(arrays[prefix])
+        )
+
+    return jax.tree_util.tree_map_with_path(replace, model, is_leaf=_is_stack)
+
+
+def _fill(stack: Stack, prefix: str, arrays: Mapping[str, Values]) -> Stack:
+    layers: dict[tuple[int, int], list[int]] = {}
+    for layer, group, place, _ in _places(stack):
+        layers.setdefault((group, place), []).append(layer)
+
+    def replace(path, leaf):
+        match path[0].name, path[1:]:
+            case "groups", (group, place, *inner):
+                where = layers[group.idx, place.idx]
+                names = (_slash(prefix, str(layer), _join(inner)) for layer in where)
+                return jnp.stack([jnp.asarray(arrays[name]) for name in names])
+            case field, inner:
+                return jnp.asarray(arrays[_slash(prefix, field, _join(inner))])
+
+    return jax.tree_util.tree_map_with_path(replace, stack)
+
+
+def _places(stack: Stack) -> Iterator[tuple[int, int, int, int]]:
+    """For every layer in order: its number, group, place in the pattern, and repeat."""
+    layer = 0
+    for group, (pattern, repeats) in enumerate(stack.config.groups):
+        for repeat in range(repeats):
+            for place in range(len(pattern)):
+                yield layer, group, place, repeat
+                layer += 1
+
+
+def _take(leaf: Leaf, repeat: int) -> Leaf:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+    return leaf[repeat]
+
+
+def _is_stack(node: PyTree) -> bool:
+    return isinstance(node, Stack)
+
+
+def _join(path) -> str:
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def _slash(*parts: str) -> str:
+    return "/".join(part for part in parts if part)

@@ -1,0 +1,340 @@
+"""Attention with grouped queries and rotary positions (https://arxiv.org/abs/1706.03762, and
+https://arxiv.org/abs/2305.13245 for the groups).
+
+    q[t], k[t], v[t] = W_q x[t], W_k x[t], W_v x[t]       q and k turned by t (RoPE)
+    y[t] = W_o Σ_s softmax(q[t] · k[s] / √head) v[s]      over the s that t sees
+
+As a recurrence its state is the past itself: a ring buffer of keys and values.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from ..config import require, require_positive
+from ..context import SequenceContext
+from ..initializers import linear_weight
+from ..norms import RMSNorm, RMSNormConfig
+from ..ops.attention import attention
+from ..ops.attention.ring_buffer import append, chronological
+from ..positions import rope
+from ..precision import linear
+from ..types import Frame, Signal
+from .base import (
+    AbstractRecurrentMixer,
+    AbstractSequenceMixerConfig,
+    enter,
+    keep_at_padding,
+    refuse_axis_name,
+    require_causal,
+)
+
+
+@dataclass(frozen=True)
+class AttentionSequenceMixerConfig(AbstractSequenceMixerConfig):
+    """Softmax attention: global, or local with a window.
+
+    - `num_heads`: query heads; by default the width divided by the head size.
+    - `num_kv_heads`: heads of keys and values, each shared by a group of query heads; by default as
+        many as query heads.
+    - `head_dim`: size of a head; by default the width divided by `num_heads`, and without that 64 or
+        the largest smaller power of two that divides the width.
+    - `window`: a position sees the last `window` positions, itself among them; if not causal, those
+        less than `window` away on either side.
+    - `causal`: a position sees no later one.
+    - `qk_norm`: RMS-normalise queries and keys, which keeps the scores bounded in training.
+    - `rope_base`: base of the rotary position embedding; None leaves positions out.
+    - `soft_cap`: bound the scores smoothly, `soft_cap · tanh(score / soft_cap)`.
+    - `use_bias`: add a learned bias after every projection.
+    """
+
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    window: int | None = None
+    causal: bool = True
+    qk_norm: bool = False
+    rope_base: float | None = 10000.0
+    soft_cap: float | None = None
+    use_bias: bool = False
+
+    def __post_init__(self):
+        optional = ("num_heads", "num_kv_heads", "head_dim", "window", "rope_base", "soft_cap")
+        require_positive(self, *(name for name in optional if getattr(self, name) is not None))
+        if self.num_heads is not None and self.num_kv_heads is not None:
+            law = f"a divisor of num_heads={self.num_heads}"
+            require(self.num_heads % self.num_kv_heads == 0, self, "num_kv_heads", law)
+        if self.head_dim is not None and self.rope_base is not None:
+            law = "even, since RoPE turns pairs (rope_base=None leaves it out)"
+            require(self.head_dim % 2 == 0, self, "head_dim", law)
+
+    def build(self, in_features: int, key: PRNGKeyArray) -> "AttentionSequenceMixer":
+        return AttentionSequenceMixer(in_features, self, key)
+
+
+class AttentionState(NamedTuple):
+    """A ring buffer: position p of the current document is in slot `p % capacity`.
+
+    - `keys`, `values`: zeros where nothing of the current document is stored. Keys are stored after
+        RoPE.
+    - `length`: positions of the current document so far.
+    """
+
+    keys: Float[Array, "capacity kv_heads head"]
+    values: Float[Array, "capacity kv_heads head"]
+    length: Int[Array, ""]
+
+
+class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
+    """Multi-head attention.
+
+    The state keeps as many positions as `window`, or without a window `max_length`. A document that
+    outgrows `max_length` without a window that fits into it gives NaN: nothing is forgotten unnoticed.
+    """
+
+    config: AttentionSequenceMixerConfig = eqx.field(static=True)
+    in_features: int = eqx.field(static=True)
+    num_heads: int = eqx.field(static=True)
+    num_kv_heads: int = eqx.field(static=True)
+    head_dim: int = eqx.field(static=True)
+    q_proj: Float[Array, "heads_head features"]
+    k_proj: Float[Array, "kv_heads_head features"]
+    v_proj: Float[Array, "kv_heads_head features"]
+    out_proj: Float[Array, "features heads_head"]
+    q_bias: Float[Array, " heads_head"] | None
+    k_bias: Float[Array, " kv_heads_head"] | None
+    v_bias: Float[Array, " kv_heads_head"] | None
+    out_bias: Float[Array, " features"] | None
+    q_norm: RMSNorm | None
+    k_norm: RMSNorm | None
+
+    def __init__(self, in_features: int, cfg: AttentionSequenceMixerConfig, key: PRNGKeyArray):
+        q_key, k_key, v_key, out_key, norm_key = jr.split(key, 5)
+        self.config = cfg
+        self.in_features = in_features
+        self.num_heads, self.num_kv_heads, self.head_dim = _head_sizes(in_features, cfg)
+        q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        self.q_proj = linear_weight(q_key, in_features, q_size)
+        self.k_proj = linear_weight(k_key, in_features, kv_size)
+        self.v_proj = linear_weight(v_key, in_features, kv_size)
+        self.out_proj = linear_weight(out_key, q_size, in_features)
+        self.q_bias = jnp.zeros((q_size,)) if cfg.use_bias else None
+        self.k_bias = jnp.zeros((kv_size,)) if cfg.use_bias else None
+        self.v_bias = jnp.zeros((kv_size,)) if cfg.use_bias else None
+        self.out_bias = jnp.zeros((in_features,)) if cfg.use_bias else None
+        norm = RMSNormConfig()
+        self.q_norm = norm.build(self.head_dim, norm_key) if cfg.qk_norm else None
+        self.k_norm = norm.build(self.head_dim, norm_key) if cfg.qk_norm else None
+
+    @property
+    def causal(self) -> bool:
+        return self.config.causal
+
+    @property
+    def uses(self) -> frozenset[str]:
+        return frozenset() if self.config.rope_base is None else frozenset({"positions"})
+
+    def __call__(
+        self, x: Signal, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
+    ) -> Signal:
+        x, context = enter(self, x, context)
+        refuse_axis_name(self, context)
+        x, packed, place = _padding_last(x, context)
+        q, k, v = self._project(x, packed.positions_from(jnp.zeros((), jnp.int32), len(x)))
+        y = self._attend(q, k, v, packed.segment_ids, packed.mask)
+        return context.blank_padding(_reorder(y, place))
+
+    def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> AttentionState:
+        require_causal(self, "build it with `causal=True`")
+        window = self.config.window
+        capacity = max_length if window is None else min(window, max_length)
+        shape = (capacity, self.num_kv_heads, self.head_dim)
+        empty = jnp.zeros(shape, dtype or jnp.float32)
+        return AttentionState(empty, empty, jnp.zeros((), jnp.int32))
+
+    def prefill(
+        self, state: AttentionState, x: Signal, *, context: SequenceContext | None = None
+    ) -> tuple[AttentionState, Signal]:
+        require_causal(self, "build it with `causal=True`")
+        x, context = enter(self, x, context)
+        refuse_axis_name(self, context)
+        if len(x) == 0:
+            return state, x
+        x, packed, place = _padding_last(x, context)
+        counts = packed.replace(positions=None).positions_from(state.length, len(x))
+        q, k, v = self._project(x, packed.positions_from(state.length, len(x)))
+        # Rounded to the cache's dtype, as later chunks will see them.
+        k, v = k.astype(state.keys.dtype), v.astype(state.values.dtype)
+        slots, stored = chronological(len(state.keys), state.length)
+        real = jnp.ones((len(x),), bool) if packed.mask is None else packed.mask
+        resets = packed.resets()
+        documents = None if resets is None else jnp.cumsum(resets, dtype=jnp.int32)
+        if documents is not None:  # what is stored belongs to document 0
+            documents = jnp.concatenate([jnp.zeros(slots.shape, jnp.int32), documents])
+        y = self._attend(
+            q,
+            jnp.concatenate([state.keys[slots], k]),
+            jnp.concatenate([state.values[slots], v]),
+            documents,
+            jnp.concatenate([stored, real]),
+        )
+        y = self._refuse_overflow(y, counts, len(state.keys))
+        state = self._store(state, k, v, counts, real, resets)
+        return state, context.blank_padding(_reorder(y, place))
+
+    def step(
+        self, state: AttentionState, x: Frame, *, context: SequenceContext | None = None
+    ) -> tuple[AttentionState, Frame]:
+        require_causal(self, "build it with `causal=True`")
+        x, context = enter(self, x, context)
+        refuse_axis_name(self, context)
+        keys, values, length = context.forget(state)
+        capacity = len(keys)
+        q, k, v = self._project(x, length if context.positions is None else context.positions)
+        keys = keys.at[length % capacity].set(k.astype(keys.dtype))
+        values = values.at[length % capacity].set(v.astype(values.dtype))
+        stored = jnp.arange(capacity) <= length
+        soft_cap = self.config.soft_cap
+        y = attention(q[None], keys, values, causal=False, mask=stored, soft_cap=soft_cap)
+        y = self._refuse_overflow(self._readout(y)[0], length, capacity)
+        new = AttentionState(keys, values, length + 1)
+        return keep_at_padding(context, new, state), context.blank_padding(y)
+
+    def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        time = math.prod(spatial_dims)
+        reach = time if self.config.window is None else min(self.config.window, time)
+        pairs = reach * (reach + 1) // 2 + (time - reach) * reach  # of a query and a key it sees
+        if not self.causal:
+            pairs = 2 * pairs - time
+        weights = (self.q_proj, self.k_proj, self.v_proj, self.out_proj)
+        projections = 2 * time * sum(weight.size for weight in weights)
+        forward = projections + 4 * self.num_heads * self.head_dim * pairs
+        return forward if inference else 3 * forward
+
+    def _project(
+        self, x: Float[Array, "*time features"], positions: Int[Array, "*time"]
+    ) -> tuple[Array, Array, Array]:
+        """Queries, keys and values, each `(*time, heads, head)`."""
+        q = self._heads(linear(x, self.q_proj), self.q_bias)
+        k = self._heads(linear(x, self.k_proj), self.k_bias)
+        v = self._heads(linear(x, self.v_proj), self.v_bias)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.config.rope_base is not None:
+            q, k = (rope(x, positions, self.config.rope_base) for x in (q, k))
+        return q, k, v
+
+    def _heads(
+        self, x: Float[Array, "*time size"], bias: Float[Array, " size"] | None
+    ) -> Float[Array, "*time heads head"]:
+        x = x if bias is None else x + bias.astype(x.dtype)
+        return x.reshape(*x.shape[:-1], -1, self.head_dim)
+
+    def _attend(
+        self,
+        q: Float[Array, "time heads head"],
+        k: Float[Array, "keys kv_heads head"],
+        v: Float[Array, "keys kv_heads head"],
+        segment_ids: Int[Array, " keys"] | None,
+        mask: Bool[Array, " keys"] | None,
+    ) -> Signal:
+        causal, window, soft_cap = self.config.causal, self.config.window, self.config.soft_cap
+        labels = {"segment_ids": segment_ids, "mask": mask}
+        return self._readout(
+            attention(q, k, v, causal=causal, window=window, soft_cap=soft_cap, **labels)
+        )
+
+    def _readout(self, y: Float[Array, "time heads head"]) -> Signal:
+        y = linear(y.reshape(len(y), -1), self.out_proj)
+        return y if self.out_bias is None else y + self.out_bias.astype(y.dtype)
+
+    def _store(self, state, k, v, counts, real, resets) -> AttentionState:
+        """The state after a chunk whose padding is last."""
+        end = jnp.sum(real, dtype=jnp.int32)
+        length = jnp.where(end > 0, counts[end - 1] + 1, state.length)
+        start = state.length if resets is None else jnp.where(resets.any(), 0, state.length)
+        keys, values = (
+            append(buffer, chunk, start, length, end)
+            for buffer, chunk in ((state.keys, k), (state.values, v))
+        )
+        return AttentionState(keys, values, length)
+
+    def _refuse_overflow(
+        self, y: Float[Array, "*time features"], position: Int[Array, "*time"], capacity: int
+    ) -> Float[Array, "*time features"]:
+        if self.config.window is not None and self.config.window <= capacity:
+            return y
+        return jnp.where((position < capacity)[..., None], y, jnp.nan)
+
+
+def _head_sizes(in_features: int, cfg: AttentionSequenceMixerConfig) -> tuple[int, int, int]:
+    """The numbers of heads and of kv heads, and the size of a head."""
+    heads, head = cfg.num_heads, cfg.head_dim
+    if head is None and heads is None:
+        head = math.gcd(in_features, 64)
+        if head < 8:
+            raise ValueError(
+                f"`AttentionSequenceMixerConfig()` chooses heads for a width that is a multiple of "
+                f"8. Received in_features={in_features}. Give `num_heads` or `head_dim`."
+            )
+    if head is None or heads is None:
+        given, value = ("head_dim", head) if heads is None else ("num_heads", heads)
+        if in_features % value:
+            raise ValueError(
+                f"`AttentionSequenceMixerConfig({given}={value})` needs a width that {given} "
+                f"divides. Received in_features={in_features}. Give both `num_heads` and `head_dim` "
+                "for heads that do not add up to the width."
+            )
+        head, heads = (
+            (head, in_features // head) if heads is None else (in_features // heads, heads)
+        )
+    kv_heads = heads if cfg.num_kv_heads is None else cfg.num_kv_heads
+    if heads % kv_heads:
+        raise ValueError(
+            f"`AttentionSequenceMixerConfig(num_kv_heads={kv_heads})` must divide the number of "
+            f"query heads, which is {heads} at in_features={in_features}."
+        )
+    if cfg.rope_base is not None and head % 2:
+        raise ValueError(
+            f"`AttentionSequenceMixerConfig(num_heads={heads})` makes heads of odd size {head} at "
+            f"in_features={in_features}, and RoPE turns pairs. Give `head_dim`, or `rope_base=None`."
+        )
+    return heads, kv_heads, head
+
+
+def _padding_last(
+    x: Signal, context: SequenceContext
+) -> tuple[Signal, SequenceContext, tuple[Array, Array] | None]:
+    """The sequence with its padding moved behind the rest, so that windows count real positions.
+
+    Beside it what `_reorder` needs to undo this.
+    """
+    if context.mask is None:
+        return x, context, None
+    mask = context.mask
+    order = jnp.argsort(~mask, stable=True)
+    behind = jnp.sum(mask) + jnp.cumsum(~mask) - 1
+    place = jnp.where(mask, jnp.cumsum(mask) - 1, behind)
+    return _permute(x, order, place), context.map_time(lambda value: value[order]), (place, order)
+
+
+def _reorder(y: Signal, permutation: tuple[Array, Array] | None) -> Signal:
+    return y if permutation is None else _permute(y, *permutation)
+
+
+@jax.custom_vjp
+def _permute(x, order, inverse):
+    """`x[order]`, whose gradient is the inverse permutation rather than scattered additions."""
+    return x[order]
+
+
+_permute.defvjp(
+    lambda x, order, inverse: (x[order], inverse), lambda inverse, g: (g[inverse], None, None)
+)

@@ -1,0 +1,218 @@
+"""S4D (Gu, Gupta et al., 2022, https://arxiv.org/abs/2206.11893): a diagonal system per feature.
+
+    h[t] = exp(Δλ) h[t-1] + x[t]             one complex vector h per feature
+    y[t] = 2 Re Σₙ Cₙ gₙ hₙ[t] + D x[t]       g = (exp(Δλ) - 1) / λ    (zoh; or bilinear)
+    K[l] = 2 Re Σₙ Cₙ gₙ exp(l Δλₙ)           y = K * x + D x, as a convolution
+
+The input matrix B is 1, as only its product with C matters. Of each conjugate pair of states one
+is kept, hence the 2.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ..config import require, require_choice, require_positive
+from ..context import SequenceContext
+from ..initializers import normal, uniform
+from ..ops.compact import padding_last
+from ..ops.complex_pair import ComplexPair, exp, multiply, scale
+from ..ops.diagonal_state_space import impulse_response, read_out, recurrence
+from ..ops.discretize import discretize_gain
+from ..ops.hippo import diagonal_legs
+from ..ops.long_conv import good_fft_size, long_conv
+from ..precision import accumulation_dtype, cast_like, upcast
+from ..types import Frame, Signal
+from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
+
+
+@dataclass(frozen=True)
+class S4DSequenceMixerConfig(AbstractSequenceMixerConfig):
+    """A complex diagonal state space for every feature by itself.
+
+    - `state_dim`: size of a feature's state, conjugates included. Even.
+    - `transposed`: sequences have shape `(features, time)` instead of `(time, features)`.
+    - `dt_min`, `dt_max`: the range in which Δ starts, uniform in its logarithm, one per feature.
+    - `init`: where λ starts: `"lin"` -1/2 + iπn, `"legs"` the diagonal of HiPPO-LegS, `"inv"` its
+        approximation, `"real"` -(n+1).
+    - `discretization`: how the continuous system becomes a step.
+    """
+
+    state_dim: int = 64
+    transposed: bool = False
+    dt_min: float = 0.001
+    dt_max: float = 0.1
+    init: Literal["legs", "lin", "inv", "real"] = "lin"
+    discretization: Literal["zoh", "bilinear"] = "zoh"
+
+    def __post_init__(self):
+        require_positive(self, "state_dim", "dt_min")
+        require(self.state_dim % 2 == 0, self, "state_dim", "even: its states are conjugate pairs")
+        require(self.dt_min <= self.dt_max, self, "dt_max", "at least dt_min")
+        require_choice(self, "init", "discretization")
+
+    def build(self, in_features: int, key: PRNGKeyArray) -> "S4DSequenceMixer":
+        return S4DSequenceMixer(in_features, self, key)
+
+
+class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
+    """Complex diagonal state spaces. The state is h, shape `(features, state_dim / 2)`."""
+
+    config: S4DSequenceMixerConfig = eqx.field(static=True)
+    in_features: int = eqx.field(static=True)
+    log_decay: Float[Array, "features state"]  # log(-Re λ)
+    frequency: Float[Array, "features state"]  # Im λ
+    log_step: Float[Array, " features"]  # log Δ
+    out_proj: Float[Array, "2 features state"]  # C: real, imaginary
+    skip: Float[Array, " features"]  # D
+
+    def __init__(self, in_features: int, cfg: S4DSequenceMixerConfig, key: PRNGKeyArray):
+        step_key, out_key, skip_key = jr.split(key, 3)
+        shape = (in_features, cfg.state_dim // 2)
+        eigenvalues = np.broadcast_to(_initial_eigenvalues(cfg), shape)
+        step_range = math.log(cfg.dt_min), math.log(cfg.dt_max)
+        self.config = cfg
+        self.in_features = in_features
+        self.log_decay = jnp.asarray(np.log(-eigenvalues.real), jnp.float32)
+        self.frequency = jnp.asarray(eigenvalues.imag, jnp.float32)
+        self.log_step = uniform(step_key, (in_features,), *step_range)
+        self.out_proj = normal(out_key, (2, *shape), math.sqrt(0.5))  # E|C|² = 1
+        self.skip = normal(skip_key, (in_features,))
+
+    @property
+    def causal(self) -> bool:
+        return True
+
+    @property
+    def recurrence_parameters(self) -> frozenset[str]:
+        return frozenset({"log_decay", "frequency", "log_step"})
+
+    @property
+    def state_dim(self) -> int:
+        return self.config.state_dim
+
+    @property
+    def transposed(self) -> bool:
+        return self.config.transposed
+
+    def __call__(
+        self, x: Signal, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
+    ) -> Signal:
+        given = SequenceContext() if context is None else context
+        if given.segment_ids is not None or given.axis_name is not None:
+            return self.prefill(self.init_state(0, x.dtype), x, context=context)[1]
+        x, context = self._enter(x, context)
+        kernel = self.kernel(len(x), accumulation_dtype(x.dtype)).T
+        if context.mask is None:
+            y = long_conv(upcast(x), kernel)
+        else:
+            order, rank = padding_last(context.mask)
+            y = long_conv(upcast(x[order]), kernel)[rank]
+        return self._leave(y, x, context)
+
+    def kernel(
+        self, length: int, dtype: DTypeLike = jnp.float32
+    ) -> Float[Array, "features length"]:
+        """K, the response to an impulse, without the skip."""
+        return impulse_response(*self._discretize(dtype), length)
+
+    def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> ComplexPair:
+        zero = jnp.zeros(self.frequency.shape, accumulation_dtype(dtype or jnp.float32))
+        return ComplexPair(zero, zero)
+
+    def prefill(
+        self, state: ComplexPair, x: Signal, *, context: SequenceContext | None = None
+    ) -> tuple[ComplexPair, Signal]:
+        x, context = self._enter(x, context)
+        drive = upcast(x)
+        state, y = recurrence(
+            *self._discretize(drive.dtype),
+            cast_like(state, drive),
+            drive,
+            resets=context.resets(),
+            mask=context.mask,
+            axis_name=context.axis_name,
+        )
+        return state, self._leave(y, x, context)
+
+    def step(
+        self, state: ComplexPair, x: Frame, *, context: SequenceContext | None = None
+    ) -> tuple[ComplexPair, Frame]:
+        x, context = enter(self, x, context)
+        drive = upcast(x)
+        state = cast_like(state, drive)
+        log_decay, weight = self._discretize(drive.dtype)
+        decayed = multiply(exp(log_decay), context.forget(state))
+        new = ComplexPair(decayed.real + drive[:, None], decayed.imag)
+        new = keep_at_padding(context, new, state)
+        y = read_out(weight, new) + self.skip.astype(drive.dtype) * drive
+        return new, context.blank_padding(y.astype(x.dtype))
+
+    def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        time = math.prod(spatial_dims)
+        size = good_fft_size(2 * time)
+        transforms = 3 * round(2.5 * size * math.log2(size)) + 3 * size
+        forward = self.in_features * (transforms + 2 * time * self.state_dim + 2 * time)
+        return forward if inference else 3 * forward
+
+    def _enter(self, x: Signal, context: SequenceContext | None) -> tuple[Signal, SequenceContext]:
+        """The sequence with time first."""
+        if not self.transposed:
+            return enter(self, x, context)
+        if x.shape[0] != self.in_features:
+            raise ValueError(
+                "`S4DSequenceMixer` was built with `transposed=True`: it takes one sequence of "
+                f"shape ({self.in_features}, time). Received {x.shape}."
+            )
+        return enter(self, x.T, context)
+
+    def _leave(self, y: Signal, x: Signal, context: SequenceContext) -> Array:
+        """The output for the input `x`, both with time first, given all of it but the skip."""
+        y = y + self.skip.astype(y.dtype) * x
+        y = context.blank_padding(y.astype(x.dtype))
+        return y.T if self.transposed else y
+
+    def _discretize(self, dtype: DTypeLike) -> tuple[ComplexPair, ComplexPair]:
+        """The logarithm of the decay, and C g, shapes `(features, state)`."""
+        log_decay, frequency, log_step, real, imag = (
+            array.astype(dtype)
+            for array in (self.log_decay, self.frequency, self.log_step, *self.out_proj)
+        )
+        eigenvalues = ComplexPair(-jnp.exp(log_decay), frequency)
+        dt = jnp.exp(log_step)[:, None]
+        gain = discretize_gain(eigenvalues, dt, self.config.discretization)
+        scaled = scale(eigenvalues, dt)
+        if self.config.discretization == "bilinear":
+            scaled = _log_bilinear(scaled)
+        # A phase within a turn keeps its precision when it is multiplied by the time.
+        phase = scaled.imag - 2 * math.pi * jnp.round(scaled.imag / (2 * math.pi))
+        return ComplexPair(scaled.real, phase), multiply(ComplexPair(real, imag), gain)
+
+
+def _initial_eigenvalues(cfg: S4DSequenceMixerConfig) -> np.ndarray:
+    size = cfg.state_dim
+    n = np.arange(size // 2, dtype=np.float64)
+    match cfg.init:
+        case "lin":
+            return -0.5 + 1j * np.pi * n
+        case "inv":
+            return -0.5 + 1j * size / np.pi * (size / (2 * n + 1) - 1)
+        case "legs":
+            return diagonal_legs(size).eigenvalues[size // 2 :]
+        case "real":
+            return -(n + 1) + 0j
+
+
+def _log_bilinear(z: ComplexPair) -> ComplexPair:
+    """`log((1 + z/2) / (1 - z/2))`, for Re z < 0."""
+    x, y = z.real / 2, z.imag / 2
+    ratio = 4 * x / ((1 - x) ** 2 + y**2)  # |1 + z/2|² / |1 - z/2|² - 1
+    real = 0.5 * jnp.log1p(jnp.maximum(ratio, -1 + 1e-6))
+    return ComplexPair(real, jnp.arctan2(2 * y, 1 - x**2 - y**2))

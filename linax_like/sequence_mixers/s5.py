@@ -1,0 +1,256 @@
+"""S5 (Smith et al., 2023, https://arxiv.org/abs/2208.04933): one diagonal system for all features.
+
+    h[t] = exp(Δλ) ⊙ h[t-1] + g ⊙ B x[t]        g = (exp(Δλ) - 1) / λ    (zoh, and others)
+    y[t] = 2 Re(C h[t]) + D ⊙ x[t]
+
+λ, B and C start as HiPPO-LegS in its eigenbasis V: B = V* B₀, C = C₀ V. Of each conjugate pair of
+states one is kept, hence the 2. For samples at irregular times `context.timesteps` scale Δ.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ..config import require, require_choice, require_positive
+from ..context import SequenceContext
+from ..initializers import normal, truncated_normal, uniform
+from ..ops.complex_pair import add, ComplexPair, multiply
+from ..ops.discretize import discretize_decay, discretize_gain
+from ..ops.hippo import block_diagonal_legs
+from ..ops.linear_scan import final_state, linear_scan
+from ..ops.next_real import next_real
+from ..precision import accumulation_dtype, cast_like, linear, upcast
+from ..types import Frame, Signal
+from .base import (
+    AbstractRecurrentMixer,
+    AbstractSequenceMixerConfig,
+    enter,
+    keep_at_padding,
+    require_causal,
+)
+
+
+@dataclass(frozen=True)
+class S5SequenceMixerConfig(AbstractSequenceMixerConfig):
+    """A complex diagonal state space that starts as HiPPO.
+
+    - `state_dim`: size of the state, conjugates included.
+    - `ssm_blocks`: how many HiPPO systems of size `state_dim / ssm_blocks` λ starts as.
+    - `conj_sym`: keep one of each conjugate pair of states, half the work. Else y = Re(C h) + D x.
+    - `clip_eigs`: keep Re λ below -1e-4, so that no state grows.
+    - `C_init`: how C₀ is drawn: `"lecun_normal"` with variance 1 / state_dim,
+        `"trunc_standard_normal"` the same cut at two standard deviations, `"complex_normal"` with
+        variance 1 and in the eigenbasis already.
+    - `dt_min`, `dt_max`: the range in which Δ starts, uniform in its logarithm, one per state.
+    - `discretization`: how the continuous system becomes a step.
+    - `bidirectional`: a second C reads the states of the reversed sequence. Not causal then.
+    - `step_rescale`: multiplies Δ, for data sampled at another rate than in training.
+    - `timestep_gain`: whether `context.timesteps` scale Δ in the input gain too (`"scaled"`:
+        samples of a continuous signal), or in the decay alone (`"constant"`: events).
+    """
+
+    state_dim: int = 64
+    ssm_blocks: int = 1
+    conj_sym: bool = True
+    clip_eigs: bool = True
+    C_init: Literal["lecun_normal", "trunc_standard_normal", "complex_normal"] = "lecun_normal"
+    dt_min: float = 0.001
+    dt_max: float = 0.1
+    discretization: Literal["zoh", "bilinear", "dirac"] = "zoh"
+    bidirectional: bool = False
+    step_rescale: float = 1.0
+    timestep_gain: Literal["scaled", "constant"] = "scaled"
+
+    def __post_init__(self):
+        require_positive(self, "state_dim", "ssm_blocks", "dt_min", "step_rescale")
+        require(self.dt_min <= self.dt_max, self, "dt_max", "at least dt_min")
+        divisor = self.ssm_blocks * (2 if self.conj_sym else 1)
+        law = "a multiple of ssm_blocks" + (" and of 2 per block (conj_sym)" * self.conj_sym)
+        require(self.state_dim % divisor == 0, self, "state_dim", law)
+        require_choice(self, "C_init", "discretization", "timestep_gain")
+
+    def build(self, in_features: int, key: PRNGKeyArray) -> "S5SequenceMixer":
+        return S5SequenceMixer(in_features, self, key)
+
+
+class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
+    """Complex diagonal state space. The state is the complex vector h, shape `(state,)`."""
+
+    config: S5SequenceMixerConfig = eqx.field(static=True)
+    in_features: int = eqx.field(static=True)
+    eigenvalues_real: Float[Array, " state"]  # Re λ
+    eigenvalues_imag: Float[Array, " state"]  # Im λ
+    log_step: Float[Array, " state"]  # log Δ
+    in_proj: Float[Array, "2 state features"]  # B: real, imaginary
+    out_proj: Float[Array, "2 features state"]  # C: real, imaginary
+    reverse_out_proj: Float[Array, "2 features state"] | None  # C of the reversed sequence
+    skip: Float[Array, " features"]  # D
+
+    def __init__(self, in_features: int, cfg: S5SequenceMixerConfig, key: PRNGKeyArray):
+        step_key, in_key, out_key, reverse_key, skip_key = jr.split(key, 5)
+        eigenvalues, basis = block_diagonal_legs(cfg.state_dim, cfg.ssm_blocks, cfg.conj_sym)
+        shape = eigenvalues.shape
+        in_weight = normal(in_key, (cfg.state_dim, in_features), 1 / math.sqrt(in_features))
+        self.config = cfg
+        self.in_features = in_features
+        self.eigenvalues_real = jnp.asarray(eigenvalues.real, jnp.float32)
+        self.eigenvalues_imag = jnp.asarray(eigenvalues.imag, jnp.float32)
+        self.log_step = uniform(step_key, shape, math.log(cfg.dt_min), math.log(cfg.dt_max))
+        self.in_proj = np.stack([basis.real.T, -basis.imag.T]).astype(np.float32) @ in_weight
+        self.out_proj = _draw_out_proj(out_key, in_features, cfg)
+        self.reverse_out_proj = None
+        if cfg.bidirectional:
+            self.reverse_out_proj = _draw_out_proj(reverse_key, in_features, cfg)
+        self.skip = normal(skip_key, (in_features,))
+
+    @property
+    def causal(self) -> bool:
+        return not self.config.bidirectional
+
+    @property
+    def uses(self) -> frozenset[str]:
+        return frozenset({"timesteps"})
+
+    @property
+    def recurrence_parameters(self) -> frozenset[str]:
+        return frozenset({"eigenvalues_real", "eigenvalues_imag", "log_step"})
+
+    @property
+    def state_dim(self) -> int:
+        return self.config.state_dim
+
+    def __call__(
+        self, x: Signal, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
+    ) -> Signal:
+        x, context = self._enter(x, context)
+        drive = self._drive(x, context.timesteps)
+        y = self._readout(self._forward(None, drive, context), x)
+        if self.reverse_out_proj is not None:
+            y = y + self._project(self._backward(drive, context), self.reverse_out_proj, x)
+        return context.blank_padding(y)
+
+    def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> ComplexPair:
+        require_causal(self, "set `bidirectional=False`")
+        zero = jnp.zeros(self.log_step.shape, accumulation_dtype(dtype or jnp.float32))
+        return ComplexPair(zero, zero)
+
+    def prefill(
+        self, state: ComplexPair, x: Signal, *, context: SequenceContext | None = None
+    ) -> tuple[ComplexPair, Signal]:
+        require_causal(self, "set `bidirectional=False`")
+        x, context = self._enter(x, context)
+        drive = self._drive(x, context.timesteps)
+        state = cast_like(state, drive)
+        states = self._forward(state, drive, context)
+        last = final_state(states, state, axis_name=context.axis_name)
+        return last, context.blank_padding(self._readout(states, x))
+
+    def step(
+        self, state: ComplexPair, x: Frame, *, context: SequenceContext | None = None
+    ) -> tuple[ComplexPair, Frame]:
+        require_causal(self, "set `bidirectional=False`")
+        x, context = self._enter(x, context)
+        drive = self._drive(x, context.timesteps)
+        state = cast_like(state, drive)
+        decay = self._decay(context.timesteps, drive.real.dtype)
+        new = add(multiply(decay, context.forget(state)), drive)
+        new = keep_at_padding(context, new, state)
+        return new, context.blank_padding(self._readout(new, x))
+
+    def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        states = self.log_step.size
+        directions = 1 if self.causal else 2
+        projections = 4 * self.in_features * states * (1 + directions)
+        recurrence = (6 + 8 * directions) * states + 2 * self.in_features
+        forward = math.prod(spatial_dims) * (projections + recurrence)
+        return forward if inference else 3 * forward
+
+    def _enter(self, x: Array, context: SequenceContext | None) -> tuple[Array, SequenceContext]:
+        x, context = enter(self, x, context)
+        if context.timesteps is None:
+            return x, context
+        return x, context.replace(timesteps=context.blank_padding(context.timesteps))
+
+    def _forward(
+        self, state: ComplexPair | None, drive: ComplexPair, context: SequenceContext
+    ) -> ComplexPair:
+        decay = self._decay(context.timesteps, drive.real.dtype)
+        resets, mask, axis_name = context.resets(), context.mask, context.axis_name
+        return linear_scan(decay, drive, state, resets=resets, mask=mask, axis_name=axis_name)
+
+    def _backward(self, drive: ComplexPair, context: SequenceContext) -> ComplexPair:
+        """The states of the reversed sequence, in which a document begins where it ended."""
+        mask, axis_name = context.mask, context.axis_name
+        resets, timesteps = context.segment_ids, context.timesteps
+        if resets is not None:
+            resets = resets != next_real(resets, mask, axis_name)
+            resets = resets if mask is None else resets & mask
+        if timesteps is not None:
+            # Backwards, the time since the previous sample is what the next one was given.
+            timesteps = next_real(timesteps, mask, axis_name)
+        decay = self._decay(timesteps, drive.real.dtype)
+        return linear_scan(
+            decay, drive, resets=resets, mask=mask, reverse=True, axis_name=axis_name
+        )
+
+    def _decay(self, timesteps: Float[Array, "*time"] | None, dtype: DTypeLike) -> ComplexPair:
+        """Constant in time, shape `(state,)`, unless there are timesteps."""
+        eigenvalues, dt = self._continuous(timesteps, dtype)
+        return discretize_decay(eigenvalues, dt, self.config.discretization)
+
+    def _drive(
+        self, x: Float[Array, "*time features"], timesteps: Float[Array, "*time"] | None
+    ) -> ComplexPair:
+        real, imag = (upcast(linear(x, weight)) for weight in self.in_proj)
+        scaled = timesteps if self.config.timestep_gain == "scaled" else None
+        eigenvalues, dt = self._continuous(scaled, real.dtype)
+        gain = discretize_gain(eigenvalues, dt, self.config.discretization)
+        return multiply(gain, ComplexPair(real, imag))
+
+    def _continuous(
+        self, timesteps: Float[Array, "*time"] | None, dtype: DTypeLike
+    ) -> tuple[ComplexPair, Float[Array, "*time state"]]:
+        """λ, and Δ."""
+        real, imag = self.eigenvalues_real.astype(dtype), self.eigenvalues_imag.astype(dtype)
+        if self.config.clip_eigs:
+            real = jnp.minimum(real, -1e-4)
+        dt = self.config.step_rescale * jnp.exp(self.log_step.astype(dtype))
+        if timesteps is not None:
+            dt = timesteps[..., None].astype(dtype) * dt
+        return ComplexPair(real, imag), dt
+
+    def _readout(
+        self, h: ComplexPair, x: Float[Array, "*time features"]
+    ) -> Float[Array, "*time features"]:
+        return self._project(h, self.out_proj, x) + self.skip.astype(x.dtype) * x
+
+    def _project(
+        self,
+        h: ComplexPair,
+        weight: Float[Array, "2 features state"],
+        like: Float[Array, "*time features"],
+    ) -> Float[Array, "*time features"]:
+        h = cast_like(h, like)
+        y = linear(h.real, weight[0]) - linear(h.imag, weight[1])
+        return 2 * y if self.config.conj_sym else y
+
+
+def _draw_out_proj(
+    key: PRNGKeyArray, in_features: int, cfg: S5SequenceMixerConfig
+) -> Float[Array, "2 features state"]:
+    _, basis = block_diagonal_legs(cfg.state_dim, cfg.ssm_blocks, cfg.conj_sym)
+    if cfg.C_init == "complex_normal":
+        return normal(key, (2, in_features, basis.shape[1]), math.sqrt(0.5))
+    draw = normal if cfg.C_init == "lecun_normal" else truncated_normal
+    weight = draw(key, (in_features, 2 * cfg.state_dim), 1 / math.sqrt(cfg.state_dim))
+    # The real and the imaginary part of C₀ V, from those of C₀ side by side.
+    real, imag = basis.real, basis.imag
+    rotate = np.stack([np.concatenate([real, -imag]), np.concatenate([imag, real])])
+    return weight @ rotate.astype(np.float32)

@@ -1,0 +1,94 @@
+"""What a task is: batches, a loss, and an evaluation on data held out from training."""
+
+import abc
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from ..config import AbstractConfig
+from ..ops.cross_entropy import cross_entropy
+from ..types import Scalar
+
+
+Batch = dict[str, np.ndarray]  # every array has a leading axis of examples
+
+
+class Metrics(NamedTuple):
+    """Sums over the items of a batch: the bytes of a text, the images of a classifier.
+
+    Sums add up over micro-batches and devices; divided by `items` they are means over all of it.
+
+    - `objective`: what is minimised: the losses, and each example's auxiliary loss once per item.
+    - `loss`: the items' losses, in nats.
+    - `correct`: items whose most probable label is the right one.
+    - `items`: how many there are.
+    """
+
+    objective: Scalar
+    loss: Scalar
+    correct: Scalar
+    items: Scalar
+
+    def plus(self, other: "Metrics") -> "Metrics":
+        return Metrics(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+@dataclass(frozen=True)
+class AbstractTaskConfig(AbstractConfig):
+    """Which data, and how it is cut into examples."""
+
+    @abc.abstractmethod
+    def load(self) -> "AbstractTask":
+        """Reads or makes the data."""
+
+
+class AbstractTask(abc.ABC):
+    """Data to train on, and data held out from it."""
+
+    @property
+    @abc.abstractmethod
+    def tokens_per_example(self) -> int:
+        """Positions that a model reads per example, for the throughput."""
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """One line about the data."""
+
+    @abc.abstractmethod
+    def check(self, model: AbstractConfig) -> None:
+        """Raises a `ValueError` if a model of this config cannot read the task's examples."""
+
+    @abc.abstractmethod
+    def batch(self, seed: int, step: int, batch_size: int) -> Batch:
+        """The training examples of a step: a pure function, so a run resumes from its step."""
+
+    @abc.abstractmethod
+    def loss(self, model: PyTree, batch: PyTree[Array], keys: PRNGKeyArray | None) -> Metrics:
+        """The sums of a batch, as a pure function in JAX.
+
+        - `keys`: one per example, which turns dropout on; None to leave it off.
+        """
+
+    @abc.abstractmethod
+    def evaluate(self, model: PyTree) -> dict[str, float]:
+        """The results of a trained model on the held-out data."""
+
+
+def classify(
+    logits: Float[Array, "*shape classes"], labels: Array, auxiliary: Float[Array, " batch"]
+) -> Metrics:
+    """The sums of a batch of classifications.
+
+    - `auxiliary`: each example's `Aux.loss`.
+    """
+    losses = cross_entropy(logits, labels)
+    items_per_example = losses.size / auxiliary.size
+    return Metrics(
+        objective=jnp.sum(losses) + items_per_example * jnp.sum(auxiliary),
+        loss=jnp.sum(losses),
+        correct=jnp.sum(jnp.argmax(logits, -1) == labels).astype(jnp.float32),
+        items=jnp.asarray(losses.size, jnp.float32),
+    )

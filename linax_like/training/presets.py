@@ -1,0 +1,39 @@
+"""Runs that work: a model, a task, and the settings that train the one on the other."""
+
+from ..models.presets import byte_language_model, digits_classifier
+from ..tasks import DigitsTaskConfig, TextTaskConfig
+from .optimizers import OptimizerConfig
+from .run import RunConfig
+
+
+def text_run() -> RunConfig:
+    """A small hybrid language model on English text, in a few minutes on two CPU cores."""
+    optimizer = OptimizerConfig(
+        matrices="muon",
+        learning_rate=4e-3,
+        matrix_learning_rate=0.02,
+        edge_learning_rate=8e-3,
+        recurrence_learning_rate=2e-3,
+        weight_decay=0.0,
+        decay="linear",
+    )
+    return RunConfig(
+        model=byte_language_model(),
+        task=TextTaskConfig(length=256),
+        optimizer=optimizer,
+        steps=350,
+        batch_size=16,
+        log_every=1,
+    )
+
+
+def digits_run() -> RunConfig:
+    """A classifier of handwritten digits, read pixel by pixel, in a minute or two."""
+    return RunConfig(
+        model=digits_classifier(),
+        task=DigitsTaskConfig(),
+        optimizer=OptimizerConfig(learning_rate=4e-3, recurrence_learning_rate=1e-3),
+        steps=1000,
+        batch_size=64,
+        checkpoint_every=250,
+    )

@@ -1,0 +1,118 @@
+"""One training step, as a pure function of the state and a batch."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+
+from ..parameters import trainable
+from ..tasks import Metrics
+from ..types import Scalar
+
+
+Loss = Callable[[PyTree, PyTree[Array], PRNGKeyArray], Metrics]  # model, batch, keys
+
+
+class TrainState(NamedTuple):
+    """All that changes in training.
+
+    - `average`: the running mean of the model's weights, or None.
+    """
+
+    model: PyTree
+    optimizer: PyTree
+    average: PyTree | None
+    step: Int[Array, ""]
+
+    @property
+    def result(self) -> PyTree:
+        """The model to evaluate and to keep: the mean if there is one."""
+        return self.model if self.average is None else self.average
+
+
+class Report(NamedTuple):
+    """What a step tells: the sums over its batch, and the gradient's norm before clipping."""
+
+    metrics: Metrics
+    gradient_norm: Scalar
+
+
+def init_state(
+    model: PyTree, optimizer: optax.GradientTransformation, average: bool = False
+) -> TrainState:
+    """The state before the first step."""
+    parameters = eqx.filter(model, trainable(model))
+    mean = jax.tree.map(jnp.array, model) if average else None
+    return TrainState(model, optimizer.init(parameters), mean, jnp.zeros((), jnp.int32))
+
+
+def make_train_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    accumulation: int = 1,
+    average: float | None = None,
+) -> Callable[[TrainState, PyTree[Array]], tuple[TrainState, Report]]:
+    """A pure function of state and batch. Under `jit`, donate the state: `donate_argnums=0`.
+
+    - `seed`: with the step number, decides dropout and the like.
+    - `accumulation`: how many parts a batch is cut into, one after the other, to save memory. The
+        result is that of the whole batch.
+    - `average`: decay per step of the running mean of the weights.
+    """
+
+    def step(state: TrainState, batch: PyTree[Array]) -> tuple[TrainState, Report]:
+        parameters, frozen = eqx.partition(state.model, trainable(state.model))
+        size = len(jax.tree.leaves(batch)[0])
+        keys = jr.split(jr.fold_in(jr.key(seed), state.step), size)
+
+        def objective(parameters: PyTree, examples: PyTree):
+            metrics = loss(eqx.combine(parameters, frozen), *examples)
+            return metrics.objective, metrics
+
+        gradient = jax.grad(objective, has_aux=True)
+        gradients, metrics = _sum_over_parts(gradient, accumulation, parameters, (batch, keys))
+        gradients = jax.tree.map(lambda leaf: leaf / metrics.items, gradients)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, parameters)
+        model = eqx.combine(optax.apply_updates(parameters, updates), frozen)
+        mean = None if average is None else _move(state.average, model, average, state.step)
+        new = TrainState(model, optimizer_state, mean, state.step + 1)
+        return new, Report(metrics, optax.global_norm(gradients))
+
+    return step
+
+
+def _sum_over_parts(
+    gradient: Callable, parts: int, parameters: PyTree, examples: PyTree
+) -> PyTree:
+    """`gradient(parameters, examples)`, a sum over examples, computed part by part."""
+    if parts == 1:
+        return gradient(parameters, examples)
+    # Part i takes every `parts`-th example, so that examples stay on their devices.
+    cut = lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1)
+    shapes = jax.eval_shape(gradient, parameters, examples)
+    total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def add(total: PyTree, part: PyTree) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, gradient(parameters, part)), None
+
+    return jax.lax.scan(add, total, jax.tree.map(cut, examples))[0]
+
+
+def _move(mean: PyTree, model: PyTree, decay: float, step: Int[Array, ""]) -> PyTree:
+    """Moves the mean towards the model; at first quickly, to forget the random start."""
+    count = step.astype(jnp.float32)
+    kept = jnp.minimum(decay, (1 + count) / (10 + count))
+
+    def move(old: Array, new: Array) -> Array:
+        if not jnp.issubdtype(old.dtype, jnp.inexact):
+            return new
+        return (kept * old + (1 - kept) * new).astype(old.dtype)
+
+    return jax.tree.map(move, mean, model)

@@ -1,0 +1,38 @@
+"""Eight virtual CPU devices; one worker per mixer, so that its tests share what they compile."""
+
+import os
+
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Small programs compile twice as fast without LLVM's optimiser.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    + os.environ.get("XLA_FLAGS", "")
+)
+
+import jax.random as jr  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def key():
+    return jr.key(0, impl="rbg")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keeps the tests of a mixer's case, else those of a file, in one worker."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        case = None if callspec is None else getattr(callspec.params.get("case"), "id", None)
+        group = item.path.name if case is None else f"{item.path.name}-{case}"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_terminal_summary(terminalreporter):
+    from mixer_cases import CASES
+
+    waivers = [(case.id, law, why) for case in CASES for law, why in case.waived.items()]
+    terminalreporter.section(f"{len(waivers)} laws waived in tests/mixer_cases.py")
+    for case, law, why in waivers:
+        terminalreporter.line(f"{case}: {law}: {why}")

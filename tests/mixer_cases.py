@@ -1,0 +1,83 @@
+"""The one table of sequence mixers: a mixer adds a line here, and inherits every law."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import get_args, Literal
+
+import linax_like as lx
+from linax_like.sequence_mixers import AbstractSequenceMixerConfig
+
+
+Law = Literal["mask", "segments", "time_split", "scale"]
+
+
+@dataclass(frozen=True)
+class MixerCase:
+    """A configuration to which the laws apply.
+
+    - `config`: small; every test builds it at width 8.
+    - `waived`: laws that do not hold, each with its reason. Only circular boundaries (`mask`,
+        `segments`), linear and Kronecker mixers (`time_split`), spatial grids (`segments`), and
+        zero-initialised or parity configurations (`scale`) may be waived.
+    - `splits_time`: False while `context.axis_name` is refused with an error.
+    - `free`: the mixer does no arithmetic.
+    - `max_length`: the longest sequence that one call is tested with.
+    - `leak`: how much of the future reaches the past, relative to the largest influence: an FFT
+        convolution mixes all positions, and only rounding separates what it adds from zero.
+    """
+
+    id: str
+    config: AbstractSequenceMixerConfig
+    waived: dict[Law, str] = field(default_factory=dict)
+    splits_time: bool = True
+    free: bool = False
+    max_length: int = 65_536
+    leak: float = 0.0
+
+    def __post_init__(self):
+        unknown = set(self.waived) - set(get_args(Law))
+        assert not unknown, f"{self.id}: {unknown} cannot be waived"
+        assert all(self.waived.values()), f"{self.id}: a waiver needs its reason"
+
+
+# An FFT of a few dozen float32 numbers rounds to about 1e-7 of the largest of them.
+FFT_LEAK = 1e-6
+
+CASES = [
+    MixerCase("attention", lx.AttentionSequenceMixerConfig(), splits_time=False, max_length=512),
+    MixerCase(
+        "attention_window",
+        lx.AttentionSequenceMixerConfig(num_heads=4, num_kv_heads=2, window=5, qk_norm=True),
+        splits_time=False,
+        max_length=512,
+    ),
+    MixerCase(
+        "attention_everywhere",
+        lx.AttentionSequenceMixerConfig(causal=False),
+        splits_time=False,
+        max_length=512,
+    ),
+    MixerCase("identity", lx.IdentitySequenceMixerConfig(), free=True),
+    MixerCase("lru", lx.LRUSequenceMixerConfig(state_dim=8)),
+    MixerCase("s4d", lx.S4DSequenceMixerConfig(state_dim=8), leak=FFT_LEAK),
+    MixerCase(
+        "s4d_real",
+        lx.S4DSequenceMixerConfig(4, init="real", discretization="bilinear"),
+        leak=FFT_LEAK,
+    ),
+    MixerCase("s5", lx.S5SequenceMixerConfig(state_dim=8)),
+    MixerCase(
+        "s5_bidirectional",
+        lx.S5SequenceMixerConfig(8, bidirectional=True, conj_sym=False, discretization="bilinear"),
+    ),
+]
+
+
+def default_config(case: MixerCase) -> AbstractSequenceMixerConfig:
+    """The defaults of the case's class, at full size."""
+    required = {
+        f.name: getattr(case.config, f.name)
+        for f in dataclasses.fields(case.config)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    return type(case.config)(**required)

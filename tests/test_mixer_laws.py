@@ -1,0 +1,154 @@
+"""Every law, for every mixer of the table."""
+
+import equinox as eqx
+import jax.random as jr
+import laws
+import pytest
+from mixer_cases import CASES, default_config, MixerCase
+
+import linax_like as lx
+from linax_like.interop.safetensors import load_weights, save_weights
+
+
+# One case of every class, whose defaults some laws are about.
+DEFAULTS = list({type(case.config): case for case in CASES}.values())
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.id)
+def case(request) -> MixerCase:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def mixer(case, key):
+    return case.config.build(laws.FEATURES, key)
+
+
+@pytest.fixture
+def recurrent(mixer):
+    if not laws.can_step(mixer):
+        pytest.skip("not causal")
+    return mixer
+
+
+def unless_waived(case: MixerCase, law) -> None:
+    if law in case.waived:
+        pytest.skip(f"waived: {case.waived[law]}")
+
+
+def test_every_mixer_is_listed():
+    def concrete(cls):
+        for child in cls.__subclasses__():
+            yield from concrete(child)
+            if child.__module__.startswith("linax_like.") and "Abstract" not in child.__name__:
+                yield child
+
+    missing = set(concrete(lx.AbstractSequenceMixerConfig)) - {type(case.config) for case in CASES}
+    assert not missing, f"add to tests/mixer_cases.py: {missing}"
+
+
+def test_shapes(mixer):
+    laws.check_shapes(mixer)
+
+
+def test_precision(mixer):
+    laws.check_precision(mixer)
+
+
+def test_short(mixer):
+    laws.check_short(mixer)
+
+
+def test_finite(mixer):
+    laws.check_finite(mixer)
+
+
+def test_long(case, mixer):
+    laws.check_long(mixer, case.max_length)
+
+
+@pytest.mark.slow
+def test_long_stepping(recurrent):
+    laws.check_long_stepping(recurrent, 65_536)
+
+
+def test_traces_once(mixer):
+    laws.check_traces_once(mixer)
+
+
+def test_vmap(case, mixer):
+    unless_waived(case, "mask")
+    laws.check_vmap(mixer)
+
+
+def test_call(recurrent):
+    laws.check_call(recurrent)
+
+
+def test_step(recurrent):
+    laws.check_step(recurrent)
+
+
+def test_split(recurrent):
+    laws.check_split(recurrent)
+
+
+@pytest.mark.slow
+def test_irregular_split(recurrent):
+    laws.check_irregular_split(recurrent)
+
+
+def test_causality(case, mixer):
+    laws.check_causality(mixer, case.leak)
+
+
+def test_packing(case, mixer):
+    unless_waived(case, "segments")
+    laws.check_packing(mixer)
+
+
+def test_padding(case, mixer):
+    unless_waived(case, "mask")
+    laws.check_padding(mixer, packed="segments" not in case.waived)
+
+
+def test_time_split(case, mixer):
+    unless_waived(case, "time_split")
+    if case.splits_time:
+        laws.check_time_split(mixer)
+    else:
+        laws.check_refuses_time_split(mixer)
+
+
+def test_config_round_trip(case):
+    laws.check_config_round_trip(case.config)
+
+
+def test_weights_round_trip(case, mixer, tmp_path):
+    path = tmp_path / "mixer.safetensors"
+    save_weights(path, mixer)
+    skeleton = eqx.filter_eval_shape(case.config.build, laws.FEATURES, jr.key(0))
+    assert eqx.tree_equal(load_weights(path, skeleton), mixer, typematch=True)
+
+
+@pytest.mark.parametrize("default", DEFAULTS, ids=lambda case: type(case.config).__name__)
+def test_scale(default):
+    unless_waived(default, "scale")
+    laws.check_scale(default_config(default))
+
+
+def test_leaves(mixer):
+    laws.check_leaves(mixer)
+
+
+@pytest.mark.parametrize("default", DEFAULTS, ids=lambda case: type(case.config).__name__)
+def test_build(default):
+    laws.check_build(default_config(default))
+
+
+def test_flops(case, mixer):
+    laws.check_flops(mixer, free=case.free)
+
+
+def test_errors(mixer):
+    laws.check_errors(mixer)
