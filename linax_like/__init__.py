@@ -52,7 +52,11 @@ from .norms import (
     RMSNorm as RMSNorm,
     RMSNormConfig as RMSNormConfig,
 )
-from .parameters import Buffer as Buffer, count_parameters as count_parameters, trainable as trainable
+from .parameters import (
+    Buffer as Buffer,
+    count_parameters as count_parameters,
+    trainable as trainable,
+)
 from .paths import named_arrays as named_arrays, with_arrays as with_arrays
 from .positions import (
     LearnedPositions as LearnedPositions,

@@ -46,6 +46,8 @@ class AbstractConfig:
             data = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"This is not the JSON of a `{cls.__name__}`: {error}.") from None
+        if not isinstance(data, dict):
+            raise ValueError(f"This is not the JSON of a `{cls.__name__}`: {text.strip():.40}")
         return cls.from_dict(data)
 
     def updated(self: Config, path: str, value: Any) -> Config:

@@ -96,6 +96,7 @@ class SequenceContext(eqx.Module):
             return self.positions
         real = jnp.ones((length,), jnp.int32) if self.mask is None else self.mask.astype(jnp.int32)
         count = jnp.cumsum(real) - real  # real positions before this one
+        earlier = None
         if self.axis_name is not None:
             totals = jax.lax.all_gather(real.sum(), self.axis_name)
             earlier = jnp.arange(totals.size) < jax.lax.axis_index(self.axis_name)
@@ -105,7 +106,7 @@ class SequenceContext(eqx.Module):
             return (count + offset).astype(jnp.int32)
         start = jnp.where(resets, count, -offset)  # the count at which the document began
         start = jax.lax.cummax(start)
-        if self.axis_name is not None and length > 0:
+        if earlier is not None and length > 0:
             starts = jax.lax.all_gather(start[-1], self.axis_name)
             start = jnp.maximum(start, jnp.max(jnp.where(earlier, starts, -offset)))
         return (count - start).astype(jnp.int32)
@@ -141,11 +142,15 @@ def advance(
     mask = context.mask
     real = jnp.ones((length,), bool) if mask is None else mask
     last = jnp.max(jnp.where(real, jnp.arange(length, dtype=jnp.int32), -1))
-    position = jnp.where(last >= 0, counted[last] + 1, cursor.position)
-    segment_id = cursor.segment_id
-    if context.segment_ids is not None:
-        segment_id = jnp.where(last >= 0, context.segment_ids[last], segment_id)
-    return Cursor(position.astype(jnp.int32), segment_id.astype(jnp.int32)), context
+    ids = context.segment_ids
+    end = Cursor(counted[last] + 1, cursor.segment_id if ids is None else ids[last])
+    moved = last >= 0
+    if context.axis_name is not None:  # the last device with a real position knows
+        moved, ends = jax.lax.all_gather((moved, end), context.axis_name)
+        last = jnp.max(jnp.where(moved, jnp.arange(moved.size), -1))
+        moved, end = moved.any(), Cursor(*(value[last] for value in ends))
+    pairs = zip(end, cursor, strict=True)
+    return Cursor(*(jnp.where(moved, new, old).astype(jnp.int32) for new, old in pairs)), context
 
 
 def advance_one(cursor: Cursor, context: SequenceContext | None) -> tuple[Cursor, SequenceContext]:

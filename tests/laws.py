@@ -10,7 +10,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import equinox as eqx
 import jax
@@ -134,7 +134,8 @@ def batched_over_devices(mixer, state, x, context):
     arrays, static = eqx.partition((mixer, state), eqx.is_array)
 
     def local(arrays, x, context):
-        return batched(*eqx.combine(arrays, static), x, context)
+        mixer, state = eqx.combine(arrays, static)
+        return batched(mixer, state, x, context)
 
     specs = (P(), P("data"), P("data"))
     run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P("data"))
@@ -187,7 +188,7 @@ class Layout(NamedTuple):
     - `source`: which positions of the unpadded sequence those are.
     """
 
-    context: SequenceContext | None
+    context: Any  # a `SequenceContext`, or None
     real: np.ndarray
     source: np.ndarray
 
@@ -245,9 +246,12 @@ def scatter(layout: Layout, values: np.ndarray, fill: np.ndarray | float) -> np.
     return result
 
 
-def run(form: Form, mixer, layout: Layout, *, padding=0.5, state_weight=1.0) -> Result:
-    """`form` on the layout, with the given values at padding."""
-    state = initial_state(mixer) if form not in (whole, alone) else ()
+def run(
+    form: Form, mixer, layout: Layout, *, state: Any = None, padding: Any = 0.5, state_weight=1.0
+) -> Result:
+    """`form` on the layout, from the beginning or a given state, with given values at padding."""
+    if state is None:
+        state = initial_state(mixer) if form not in (whole, alone) else ()
     x = scatter(layout, X, padding)
     return pull(form, mixer, state, x, layout.context, WEIGHT, state_weight)
 
@@ -257,7 +261,7 @@ def forms(mixer: AbstractSequenceMixer) -> list[Form]:
     return [whole, prefilled] if can_step(mixer) else [whole]
 
 
-def can_step(mixer: AbstractSequenceMixer) -> bool:
+def can_step(mixer: AbstractSequenceMixer) -> TypeGuard[AbstractRecurrentMixer]:
     return isinstance(mixer, AbstractRecurrentMixer) and mixer.causal
 
 
@@ -323,7 +327,7 @@ def check_precision(mixer: AbstractSequenceMixer) -> None:
         with jax.enable_x64(dtype == jnp.float64):
             got = pull(whole, mixer, (), jnp.asarray(X, dtype), None, WEIGHT, 0.0)
             assert got.d_x.dtype == dtype
-            assert_close(got, expected, f"in {dtype.__name__}", tolerance)
+            assert_close(got, expected, f"in {jnp.dtype(dtype)}", tolerance)
 
 
 def check_short(mixer: AbstractSequenceMixer) -> None:
@@ -413,9 +417,9 @@ def check_vmap(mixer: AbstractSequenceMixer) -> None:
     got = pull(batched_over_devices, mixer, state, x, context, weight, 0.0)
     assert_close(got, expected, "shard_map over the batch")
     with jax.set_mesh(jax.make_mesh((2,), ("data",))):
-        whole_inputs = jax.device_put((mixer, state), P())
+        mixer, state = jax.device_put((mixer, state), P())
         x, context, weight = jax.device_put((x, context, weight), P("data"))
-        got = pull(batched, *whole_inputs, x, context, weight, 0.0)
+        got = pull(batched, mixer, state, x, context, weight, 0.0)
         assert jax.typeof(got.y).sharding.spec[0] == "data", "the batch lost its sharding"
     assert_close(got, expected, "explicit mesh")
 
@@ -432,16 +436,19 @@ def check_call(mixer: AbstractRecurrentMixer) -> None:
 
 def check_step(mixer: AbstractRecurrentMixer) -> None:
     """`prefill` is the fold of `step`: outputs, state, and their gradients."""
+    state = earlier_state(mixer)
     for layout in layouts(mixer):
-        got, expected = (run(f, mixer, layout) for f in (stepped, prefilled))
+        got, expected = (run(f, mixer, layout, state=state) for f in (stepped, prefilled))
         assert_close(got, expected, "step and prefill")
 
 
 def check_split(mixer: AbstractRecurrentMixer) -> None:
     """Any split gives the same: outputs, state, and the gradients through the state."""
     plain, full = layouts(mixer)
+    state = earlier_state(mixer)
     for size, layout in ((4, plain), (4, full), (1, full)):
-        got, expected = (run(form, mixer, layout) for form in (chunked(size), prefilled))
+        pair = (chunked(size), prefilled)
+        got, expected = (run(form, mixer, layout, state=state) for form in pair)
         assert_close(got, expected, f"chunks of {size} and the whole")
 
 
@@ -455,7 +462,7 @@ def check_irregular_split(mixer: AbstractRecurrentMixer) -> None:
 
 
 @eqx.filter_jit
-def influence(mixer: AbstractSequenceMixer, x: jax.Array) -> jax.Array:
+def influence(mixer: AbstractSequenceMixer, x: np.ndarray) -> jax.Array:
     """How strongly each output (row) depends on each input (column)."""
     jacobian = jax.jacrev(lambda x: mixer(x) @ jnp.cos(jnp.arange(FEATURES)))(jnp.asarray(x))
     return jnp.max(jnp.abs(jacobian), axis=-1)
@@ -535,8 +542,8 @@ def check_time_split(mixer: AbstractSequenceMixer) -> None:
         got, expected = (run(f, mixer, layout) for f in (over_time(whole), whole))
         assert_close(stateless(got), stateless(expected), "time split")
     if can_step(mixer):
-        inputs = mixer, earlier_state(mixer), X, full.context, WEIGHT, 1.0
-        got, expected = (pull(form, *inputs) for form in (over_time(prefilled), prefilled))
+        pair, state = (over_time(prefilled), prefilled), earlier_state(mixer)
+        got, expected = (run(form, mixer, full, state=state) for form in pair)
         assert_close(got, expected, "prefill with time split")
 
 
@@ -562,7 +569,7 @@ def check_scale(config: AbstractSequenceMixerConfig) -> None:
     """White noise of unit variance keeps about its size."""
     for features in (64, 512):
         mixer = config.build(features, jr.key(0, impl="rbg"))
-        std = float(jnp.std(eqx.filter_jit(mixer)(noise(512, features))))
+        std = float(jnp.std(eqx.filter_jit(mixer)(jnp.asarray(noise(512, features)))))
         assert 0.05 <= std <= 5, f"standard deviation {std} at width {features}"
 
 

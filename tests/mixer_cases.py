@@ -47,7 +47,7 @@ CASES = [
     MixerCase("attention", lx.AttentionSequenceMixerConfig(), splits_time=False, max_length=512),
     MixerCase(
         "attention_window",
-        lx.AttentionSequenceMixerConfig(num_heads=4, num_kv_heads=2, window=5, qk_norm=True),
+        lx.AttentionSequenceMixerConfig(4, num_kv_heads=2, head_dim=4, window=5, qk_norm=True),
         splits_time=False,
         max_length=512,
     ),

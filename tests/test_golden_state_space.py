@@ -353,7 +353,7 @@ def s4d_from(get):
         "log_decay": get("kernel.log_A_real"),
         "frequency": get("kernel.A_imag"),
         "log_step": get("kernel.log_dt"),
-        "out_proj": np.moveaxis(get("kernel.C"), -1, 0),
+        "out_proj": pair(get("kernel.C")),
     }
 
 

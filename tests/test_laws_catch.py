@@ -51,7 +51,6 @@ LAWS = {
     "packing": laws.check_packing,
     "padding": laws.check_padding,
     "time_split": laws.check_time_split,
-    "config_round_trip": lambda mixer: laws.check_config_round_trip(mixer.config),
     "scale": lambda mixer: laws.check_scale(mixer.config),
     "leaves": laws.check_leaves,
     "build": lambda mixer: laws.check_build(mixer.config),

@@ -126,6 +126,21 @@ def test_pooling_leaves_padding_out(classifier):
             close(got[:7] if pooling == "none" else got, alone)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_pooling_over_devices_is_as_on_one(classifier, pooling):
+    cfg = dataclasses.replace(classifier.config, head=lx.ClassificationHeadConfig(pooling))
+    model, x = cfg.build(KEY), jr.normal(KEY, (16, 3))
+    mask = jnp.ones((16,), bool).at[jnp.asarray([2, 12, 13, 14, 15])].set(False)
+    mesh = jax.make_mesh((4,), ("time",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def run(model, x, mask):
+        return model(x, context=lx.SequenceContext(mask=mask, axis_name="time")).logits
+
+    specs = (P(), P("time"), P("time"))
+    split = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
+    close(jax.jit(split)(model, x, mask), model(x, context=lx.SequenceContext(mask=mask)).logits)
+
+
 def test_outputs_are_named(classifier):
     x = jnp.ones((TIME, 3))
     assert classifier(x).logits.shape == (5,)

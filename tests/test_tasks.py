@@ -3,9 +3,10 @@
 import math
 
 import jax.numpy as jnp
-import linax_like as lx
 import numpy as np
 import pytest
+
+import linax_like as lx
 from linax_like.tasks import DigitsTaskConfig, TextTaskConfig
 from linax_like.tasks.digits import distort
 from linax_like.tasks.text import held_out_losses
@@ -125,11 +126,12 @@ def test_distortion_moves_whole_pixels_exactly():
     rng = np.random.default_rng(0)
     np.testing.assert_allclose(distort(images, cfg, rng), images, atol=1e-6)
 
-    class OneRight:  # draws the upper bounds
-        def uniform(self, low, high, shape):
-            return np.broadcast_to(high, shape)
+    class OneRight(np.random.Generator):
+        def uniform(self, low=0.0, high=1.0, size=None):  # the upper bounds
+            return np.broadcast_to(high, size)
 
-    moved = distort(images, DigitsTaskConfig(shift=1.0, rotation=0.0, zoom=0.0), OneRight())
+    cfg = DigitsTaskConfig(shift=1.0, rotation=0.0, zoom=0.0)
+    moved = distort(images, cfg, OneRight(np.random.PCG64(0)))
     np.testing.assert_allclose(moved[:, :-1, :-1], images[:, 1:, 1:], atol=1e-6)
     np.testing.assert_allclose(moved[:, -1], -1.0)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -62,7 +63,12 @@ def pool(x: Signal, pooling: Pooling, context: SequenceContext) -> Float[Array, 
         return x
     mask = jnp.ones((len(x),), bool) if context.mask is None else context.mask
     if pooling == "mean":
-        total = jnp.sum(upcast(context.blank_padding(x)), axis=0)
-        return (total / jnp.maximum(jnp.sum(mask), 1)).astype(x.dtype)
-    last = jnp.max(jnp.where(mask, jnp.arange(len(x)), 0))
-    return x[last]
+        total, count = jnp.sum(upcast(context.blank_padding(x)), axis=0), jnp.sum(mask)
+        if context.axis_name is not None:
+            total, count = jax.lax.psum((total, count), context.axis_name)
+        return (total / jnp.maximum(count, 1)).astype(x.dtype)
+    last = x[jnp.max(jnp.where(mask, jnp.arange(len(x)), 0))]
+    if context.axis_name is None:
+        return last
+    real, lasts = jax.lax.all_gather((mask.any(), last), context.axis_name)
+    return lasts[jnp.max(jnp.where(real, jnp.arange(len(real)), 0))]

@@ -1,8 +1,8 @@
 """Weights as safetensors: public names and plain arrays, nothing that could be executed.
 
-    model = config.build(key)
-    save_weights("model.safetensors", model)
-    model = load_weights("model.safetensors", eqx.filter_eval_shape(config.build, key))
+model = config.build(key)
+save_weights("model.safetensors", model)
+model = load_weights("model.safetensors", eqx.filter_eval_shape(config.build, key))
 """
 
 import os

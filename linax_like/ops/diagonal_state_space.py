@@ -1,6 +1,8 @@
 """A diagonal state space per feature: many small recurrences with one real input and output each.
 
-    h[t] = decay ⊙ h[t-1] + x[t]      y[t] = 2 Re Σₙ weightₙ hₙ[t]      K[l] = 2 Re Σₙ weightₙ decayₙˡ
+    h[t] = decay ⊙ h[t-1] + x[t]
+    y[t] = 2 Re Σₙ weightₙ hₙ[t]
+    K[l] = 2 Re Σₙ weightₙ decayₙˡ
 
 The states have shape `(features, state)`; over all of time they would be far larger than the
 signal, so nothing here ever holds more than about √time of them.
@@ -55,11 +57,12 @@ def recurrence(
         return _in_chunks(log_decay, weight, state, x, resets, mask)
     nothing = jax.tree.map(jnp.zeros_like, state)
     end, _ = _in_chunks(log_decay, weight, nothing, x, resets, mask)
-    count = len(x) if mask is None else mask.sum(dtype=x.dtype)
+    count = float(len(x)) if mask is None else mask.sum(dtype=x.dtype)
     decay = exp(scale(log_decay, count))  # what is left of the state that comes in
     if resets is not None:
         decay = scale(decay, jnp.where(resets.any(), 0, jnp.ones((), x.dtype)))
-    state = incoming_state(*vary_together(decay, end, state), axis_name)
+    decay, end, state = vary_together(decay, end, state)
+    state = incoming_state(decay, end, state, axis_name)
     state, y = _in_chunks(log_decay, weight, state, x, resets, mask)
     return jax.tree.map(lambda h: jax.lax.all_gather(h, axis_name)[-1], state), y
 

@@ -16,6 +16,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+
+
+Real = NDArray[np.float64]
+Complex = NDArray[np.complex128]
 
 
 class DiagonalHippo(NamedTuple):
@@ -26,13 +31,13 @@ class DiagonalHippo(NamedTuple):
     - `in_vector`: V* B.
     """
 
-    eigenvalues: np.ndarray
-    basis: np.ndarray
-    in_vector: np.ndarray
+    eigenvalues: Complex
+    basis: Complex
+    in_vector: Complex
 
 
 @lru_cache
-def legs(size: int) -> tuple[np.ndarray, np.ndarray]:
+def legs(size: int) -> tuple[Real, Real]:
     """A of shape `(size, size)`, and B of shape `(size,)`."""
     n = np.arange(size, dtype=np.float64)
     root = np.sqrt(2 * n + 1)
@@ -41,13 +46,13 @@ def legs(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache
-def legs_low_rank(size: int) -> np.ndarray:
+def legs_low_rank(size: int) -> Real:
     """P, for which A + P Pᵀ is normal."""
     return _frozen(np.sqrt(np.arange(size, dtype=np.float64) + 0.5))
 
 
 @lru_cache
-def legs_normal(size: int) -> np.ndarray:
+def legs_normal(size: int) -> Real:
     """A + P Pᵀ: -1/2 on the diagonal, and skew-symmetric beside it."""
     low_rank = legs_low_rank(size)
     return _frozen(legs(size)[0] + np.outer(low_rank, low_rank))
@@ -67,7 +72,7 @@ def diagonal_legs(size: int) -> DiagonalHippo:
 @lru_cache
 def block_diagonal_legs(
     state_dim: int, blocks: int = 1, conjugate_half: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Complex, Complex]:
     """Eigenvalues and basis of `blocks` equal systems side by side.
 
     - `conjugate_half`: keep one of each conjugate pair, the one of negative frequency.
@@ -83,6 +88,6 @@ def block_diagonal_legs(
     )
 
 
-def _frozen(array: np.ndarray) -> np.ndarray:
+def _frozen(array: NDArray) -> NDArray:
     array.setflags(write=False)
     return array

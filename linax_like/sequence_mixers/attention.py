@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.typing import DTypeLike
@@ -35,6 +34,7 @@ from .base import (
     refuse_axis_name,
     require_causal,
 )
+from .padding import padding_last, reorder
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class AttentionSequenceMixerConfig(AbstractSequenceMixerConfig):
     """Softmax attention: global, or local with a window.
 
     - `num_heads`: query heads; by default the width divided by the head size.
-    - `num_kv_heads`: heads of keys and values, each shared by a group of query heads; by default as
-        many as query heads.
-    - `head_dim`: size of a head; by default the width divided by `num_heads`, and without that 64 or
-        the largest smaller power of two that divides the width.
-    - `window`: a position sees the last `window` positions, itself among them; if not causal, those
-        less than `window` away on either side.
+    - `num_kv_heads`: heads of keys and values, each shared by a group of query heads; by default
+        as many as query heads.
+    - `head_dim`: size of a head; by default the width divided by `num_heads`, and without that 64
+        or the largest smaller power of two that divides the width.
+    - `window`: a position sees the last `window` positions, itself among them; if not causal,
+        those less than `window` away on either side.
     - `causal`: a position sees no later one.
     - `qk_norm`: RMS-normalise queries and keys, which keeps the scores bounded in training.
     - `rope_base`: base of the rotary position embedding; None leaves positions out.
@@ -82,8 +82,8 @@ class AttentionSequenceMixerConfig(AbstractSequenceMixerConfig):
 class AttentionState(NamedTuple):
     """A ring buffer: position p of the current document is in slot `p % capacity`.
 
-    - `keys`, `values`: zeros where nothing of the current document is stored. Keys are stored after
-        RoPE.
+    - `keys`, `values`: zeros where nothing of the current document is stored. Keys are stored
+        after RoPE.
     - `length`: positions of the current document so far.
     """
 
@@ -95,8 +95,9 @@ class AttentionState(NamedTuple):
 class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
     """Multi-head attention.
 
-    The state keeps as many positions as `window`, or without a window `max_length`. A document that
-    outgrows `max_length` without a window that fits into it gives NaN: nothing is forgotten unnoticed.
+    The state keeps the last `window` positions, or without a window `max_length` positions. When a
+    document outgrows a state in which it should be whole, the output is NaN: nothing is forgotten
+    unnoticed.
     """
 
     config: AttentionSequenceMixerConfig = eqx.field(static=True)
@@ -146,10 +147,12 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
     ) -> Signal:
         x, context = enter(self, x, context)
         refuse_axis_name(self, context)
-        x, packed, place = _padding_last(x, context)
+        if len(x) == 0:
+            return x
+        x, packed, place = padding_last(x, context)
         q, k, v = self._project(x, packed.positions_from(jnp.zeros((), jnp.int32), len(x)))
         y = self._attend(q, k, v, packed.segment_ids, packed.mask)
-        return context.blank_padding(_reorder(y, place))
+        return context.blank_padding(reorder(y, place))
 
     def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> AttentionState:
         require_causal(self, "build it with `causal=True`")
@@ -167,7 +170,7 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         refuse_axis_name(self, context)
         if len(x) == 0:
             return state, x
-        x, packed, place = _padding_last(x, context)
+        x, packed, place = padding_last(x, context)
         counts = packed.replace(positions=None).positions_from(state.length, len(x))
         q, k, v = self._project(x, packed.positions_from(state.length, len(x)))
         # Rounded to the cache's dtype, as later chunks will see them.
@@ -187,7 +190,7 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         )
         y = self._refuse_overflow(y, counts, len(state.keys))
         state = self._store(state, k, v, counts, real, resets)
-        return state, context.blank_padding(_reorder(y, place))
+        return state, context.blank_padding(reorder(y, place))
 
     def step(
         self, state: AttentionState, x: Frame, *, context: SequenceContext | None = None
@@ -235,7 +238,7 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         self, x: Float[Array, "*time size"], bias: Float[Array, " size"] | None
     ) -> Float[Array, "*time heads head"]:
         x = x if bias is None else x + bias.astype(x.dtype)
-        return x.reshape(*x.shape[:-1], -1, self.head_dim)
+        return x.reshape(*x.shape[:-1], x.shape[-1] // self.head_dim, self.head_dim)
 
     def _attend(
         self,
@@ -252,7 +255,7 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         )
 
     def _readout(self, y: Float[Array, "time heads head"]) -> Signal:
-        y = linear(y.reshape(len(y), -1), self.out_proj)
+        y = linear(y.reshape(len(y), self.num_heads * self.head_dim), self.out_proj)
         return y if self.out_bias is None else y + self.out_bias.astype(y.dtype)
 
     def _store(self, state, k, v, counts, real, resets) -> AttentionState:
@@ -277,64 +280,27 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
 def _head_sizes(in_features: int, cfg: AttentionSequenceMixerConfig) -> tuple[int, int, int]:
     """The numbers of heads and of kv heads, and the size of a head."""
     heads, head = cfg.num_heads, cfg.head_dim
-    if head is None and heads is None:
+    if heads is None and head is None:
         head = math.gcd(in_features, 64)
-        if head < 8:
-            raise ValueError(
-                f"`AttentionSequenceMixerConfig()` chooses heads for a width that is a multiple of "
-                f"8. Received in_features={in_features}. Give `num_heads` or `head_dim`."
-            )
-    if head is None or heads is None:
-        given, value = ("head_dim", head) if heads is None else ("num_heads", heads)
-        if in_features % value:
-            raise ValueError(
-                f"`AttentionSequenceMixerConfig({given}={value})` needs a width that {given} "
-                f"divides. Received in_features={in_features}. Give both `num_heads` and `head_dim` "
-                "for heads that do not add up to the width."
-            )
-        head, heads = (
-            (head, in_features // head) if heads is None else (in_features // heads, heads)
-        )
+        _require(head >= 8, cfg, in_features, "a width that is a multiple of 8, or `num_heads`")
+    if heads is None:
+        assert head is not None
+        _require(in_features % head == 0, cfg, in_features, "a width that `head_dim` divides")
+        heads = in_features // head
+    if head is None:
+        _require(in_features % heads == 0, cfg, in_features, "a width that `num_heads` divides")
+        head = in_features // heads
     kv_heads = heads if cfg.num_kv_heads is None else cfg.num_kv_heads
-    if heads % kv_heads:
-        raise ValueError(
-            f"`AttentionSequenceMixerConfig(num_kv_heads={kv_heads})` must divide the number of "
-            f"query heads, which is {heads} at in_features={in_features}."
-        )
-    if cfg.rope_base is not None and head % 2:
-        raise ValueError(
-            f"`AttentionSequenceMixerConfig(num_heads={heads})` makes heads of odd size {head} at "
-            f"in_features={in_features}, and RoPE turns pairs. Give `head_dim`, or `rope_base=None`."
-        )
+    _require(
+        heads % kv_heads == 0, cfg, in_features, f"`num_kv_heads` to divide the {heads} heads"
+    )
+    law = f"heads of even size for RoPE, not {head}: another `num_heads`, or `rope_base=None`"
+    _require(cfg.rope_base is None or head % 2 == 0, cfg, in_features, law)
     return heads, kv_heads, head
 
 
-def _padding_last(
-    x: Signal, context: SequenceContext
-) -> tuple[Signal, SequenceContext, tuple[Array, Array] | None]:
-    """The sequence with its padding moved behind the rest, so that windows count real positions.
-
-    Beside it what `_reorder` needs to undo this.
-    """
-    if context.mask is None:
-        return x, context, None
-    mask = context.mask
-    order = jnp.argsort(~mask, stable=True)
-    behind = jnp.sum(mask) + jnp.cumsum(~mask) - 1
-    place = jnp.where(mask, jnp.cumsum(mask) - 1, behind)
-    return _permute(x, order, place), context.map_time(lambda value: value[order]), (place, order)
-
-
-def _reorder(y: Signal, permutation: tuple[Array, Array] | None) -> Signal:
-    return y if permutation is None else _permute(y, *permutation)
-
-
-@jax.custom_vjp
-def _permute(x, order, inverse):
-    """`x[order]`, whose gradient is the inverse permutation rather than scattered additions."""
-    return x[order]
-
-
-_permute.defvjp(
-    lambda x, order, inverse: (x[order], inverse), lambda inverse, g: (g[inverse], None, None)
-)
+def _require(
+    condition: bool, cfg: AttentionSequenceMixerConfig, in_features: int, needed: str
+) -> None:
+    if not condition:
+        raise ValueError(f"`{cfg}` needs {needed}. Received in_features={in_features}.")

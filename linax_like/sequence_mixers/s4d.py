@@ -18,6 +18,7 @@ import jax.random as jr
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
+from numpy.typing import NDArray
 
 from ..config import require, require_choice, require_positive
 from ..context import SequenceContext
@@ -76,7 +77,7 @@ class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     def __init__(self, in_features: int, cfg: S4DSequenceMixerConfig, key: PRNGKeyArray):
         step_key, out_key, skip_key = jr.split(key, 3)
         shape = (in_features, cfg.state_dim // 2)
-        eigenvalues = np.broadcast_to(_initial_eigenvalues(cfg), shape)
+        eigenvalues = np.tile(_initial_eigenvalues(cfg), (in_features, 1))
         step_range = math.log(cfg.dt_min), math.log(cfg.dt_max)
         self.config = cfg
         self.in_features = in_features
@@ -162,7 +163,7 @@ class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         forward = self.in_features * (transforms + 2 * time * self.state_dim + 2 * time)
         return forward if inference else 3 * forward
 
-    def _enter(self, x: Signal, context: SequenceContext | None) -> tuple[Signal, SequenceContext]:
+    def _enter(self, x: Array, context: SequenceContext | None) -> tuple[Array, SequenceContext]:
         """The sequence with time first."""
         if not self.transposed:
             return enter(self, x, context)
@@ -196,7 +197,7 @@ class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         return ComplexPair(scaled.real, phase), multiply(ComplexPair(real, imag), gain)
 
 
-def _initial_eigenvalues(cfg: S4DSequenceMixerConfig) -> np.ndarray:
+def _initial_eigenvalues(cfg: S4DSequenceMixerConfig) -> NDArray[np.complexfloating]:
     size = cfg.state_dim
     n = np.arange(size // 2, dtype=np.float64)
     match cfg.init:

@@ -103,7 +103,8 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         self.eigenvalues_real = jnp.asarray(eigenvalues.real, jnp.float32)
         self.eigenvalues_imag = jnp.asarray(eigenvalues.imag, jnp.float32)
         self.log_step = uniform(step_key, shape, math.log(cfg.dt_min), math.log(cfg.dt_max))
-        self.in_proj = np.stack([basis.real.T, -basis.imag.T]).astype(np.float32) @ in_weight
+        rotate = jnp.asarray(np.stack([basis.real.T, -basis.imag.T]), jnp.float32)
+        self.in_proj = rotate @ in_weight
         self.out_proj = _draw_out_proj(out_key, in_features, cfg)
         self.reverse_out_proj = None
         if cfg.bidirectional:
@@ -253,4 +254,4 @@ def _draw_out_proj(
     # The real and the imaginary part of C₀ V, from those of C₀ side by side.
     real, imag = basis.real, basis.imag
     rotate = np.stack([np.concatenate([real, -imag]), np.concatenate([imag, real])])
-    return weight @ rotate.astype(np.float32)
+    return weight @ jnp.asarray(rotate, jnp.float32)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from ..config import AbstractConfig
 from ..ops.cross_entropy import cross_entropy
@@ -66,7 +66,9 @@ class AbstractTask(abc.ABC):
         """The training examples of a step: a pure function, so a run resumes from its step."""
 
     @abc.abstractmethod
-    def loss(self, model: PyTree, batch: PyTree[Array], keys: PRNGKeyArray | None) -> Metrics:
+    def loss(
+        self, model: PyTree, batch: PyTree[Array], keys: Key[Array, " batch"] | None
+    ) -> Metrics:
         """The sums of a batch, as a pure function in JAX.
 
         - `keys`: one per example, which turns dropout on; None to leave it off.

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ..config import AbstractConfig, require
 from ..models import SequenceModelConfig
@@ -104,7 +104,9 @@ class DigitsTask(AbstractTask):
         pixels = distort(self.train.pixels[chosen], self.config, rng)
         return {"inputs": _as_sequences(pixels), "targets": self.train.labels[chosen]}
 
-    def loss(self, model: PyTree, batch: PyTree[Array], keys: PRNGKeyArray | None) -> Metrics:
+    def loss(
+        self, model: PyTree, batch: PyTree[Array], keys: Key[Array, " batch"] | None
+    ) -> Metrics:
         logits, aux = jax.vmap(model)(batch["inputs"], keys)
         return classify(logits, batch["targets"], aux.loss)
 
@@ -139,8 +141,8 @@ def distort(
     row = cos * rows - sin * columns + centre + moved[0][:, None, None]
     column = sin * rows + cos * columns + centre + moved[1][:, None, None]
     padded = np.pad(pixels, ((0, 0), (1, 1), (1, 1)), constant_values=-1.0)  # paper all around
-    row, column = np.clip(row + 1, 0, _SIDE + 0.999), np.clip(column + 1, 0, _SIDE + 0.999)
-    i, j = row.astype(int), column.astype(int)
+    row, column = np.clip(row + 1, 0, _SIDE + 1), np.clip(column + 1, 0, _SIDE + 1)
+    i, j = np.minimum(row.astype(int), _SIDE), np.minimum(column.astype(int), _SIDE)
     down, right = row - i, column - j
     image = np.arange(count)[:, None, None]
     upper = padded[image, i, j] * (1 - right) + padded[image, i, j + 1] * right

@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, UInt8
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from ..config import AbstractConfig, require, require_positive
 from ..models import LanguageModelConfig
@@ -101,7 +101,9 @@ class TextTask(AbstractTask):
         crops = self.train[starts[:, None] + np.arange(length + 1)].astype(np.int32)
         return {"inputs": crops[:, :-1], "targets": crops[:, 1:]}
 
-    def loss(self, model: PyTree, batch: PyTree[Array], keys: PRNGKeyArray | None) -> Metrics:
+    def loss(
+        self, model: PyTree, batch: PyTree[Array], keys: Key[Array, " batch"] | None
+    ) -> Metrics:
         logits, aux = jax.vmap(model)(batch["inputs"], keys)
         return classify(logits, batch["targets"], aux.loss)
 

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from jaxtyping import PyTree
@@ -124,7 +125,7 @@ class CheckpointStore:
                 )
 
 
-def _flatten(tree: PyTree) -> dict[str, jax.Array]:
+def _flatten(tree: PyTree) -> dict[str, Any]:
     """The arrays of a tree by their path in it, in order."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

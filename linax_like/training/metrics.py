@@ -10,7 +10,7 @@ from ..files import write_atomically
 from .step import Report
 
 
-Record = dict[str, float]
+Record = dict[str, int | float]
 
 
 def to_record(step: int, report: Report) -> Record:

@@ -26,7 +26,7 @@ class MuonState(NamedTuple):
 
 
 def scale_by_muon(momentum: float = 0.95) -> optax.GradientTransformation:
-    """The update of matrices `(*batch, in, out)`: every one of a batch, such as the repeats of a
+    """The update of matrices `(*batch, out, in)`: every one of a batch, such as the repeats of a
     stack, is a matrix by itself."""
 
     def init(params: PyTree) -> MuonState:
@@ -53,7 +53,7 @@ def _orthogonalize(leaves: list[Array]) -> list[Array]:
         factors = newton_schulz(jnp.concatenate([wide[index] for index in indices]))
         for index, factor in zip(indices, _split(factors, sizes), strict=True):
             leaf = leaves[index]
-            gain = max(1.0, leaf.shape[-1] / leaf.shape[-2]) ** 0.5
+            gain = max(1.0, leaf.shape[-2] / leaf.shape[-1]) ** 0.5
             updates[index] = gain * _lie(factor, leaf).reshape(leaf.shape).astype(leaf.dtype)
     return updates
 

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
 from ..parameters import trainable
 from ..tasks import Metrics
 from ..types import Scalar
 
 
-Loss = Callable[[PyTree, PyTree[Array], PRNGKeyArray], Metrics]  # model, batch, keys
+Loss = Callable[[PyTree, PyTree[Array], Key[Array, " batch"]], Metrics]  # model, batch, keys
 
 
 class TrainState(NamedTuple):
@@ -83,7 +83,7 @@ def make_train_step(
         model = eqx.combine(optax.apply_updates(parameters, updates), frozen)
         mean = None if average is None else _move(state.average, model, average, state.step)
         new = TrainState(model, optimizer_state, mean, state.step + 1)
-        return new, Report(metrics, optax.global_norm(gradients))
+        return new, Report(metrics, optax.tree.norm(gradients))
 
     return step
 

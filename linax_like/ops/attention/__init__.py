@@ -61,12 +61,13 @@ def attention(
 def _check(q: Array, k: Array, v: Array, aligned: bool) -> None:
     if q.shape[1] % max(k.shape[1], 1) or k.shape[1] != v.shape[1]:
         raise ValueError(
-            f"`attention` needs as many kv heads in `k` as in `v`, and a number that divides the "
-            f"query heads. Received {q.shape[1]} query heads, {k.shape[1]} in `k`, {v.shape[1]} in `v`."
+            "`attention` needs as many kv heads in `k` as in `v`, and a number that divides the "
+            f"query heads. Received {q.shape[1]} query heads, {k.shape[1]} kv heads in `k`, and "
+            f"{v.shape[1]} in `v`."
         )
     if aligned and len(q) > len(k):
         raise ValueError(
-            f"`attention` takes the queries as the last of the keys' positions, so there cannot be "
-            f"more of them. Received {len(q)} queries and {len(k)} keys. Only with `causal=False`, no "
-            "`window` and no `segment_ids` may there be fewer keys."
+            "`attention` takes the queries as the last of the keys' positions, so there cannot be "
+            f"more of them. Received {len(q)} queries and {len(k)} keys. There may be fewer keys "
+            "only with `causal=False`, no `window` and no `segment_ids`."
         )

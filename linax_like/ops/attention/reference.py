@@ -9,7 +9,7 @@ from ...precision import upcast
 
 
 class Rules(NamedTuple):
-    """The static part of attention: which keys a query sees by their indices, and how it scores them.
+    """The static part of attention: which keys a query sees by index, and how it scores them.
 
     - `offset`: the index of the key that stands where the first query stands.
     """
@@ -21,7 +21,7 @@ class Rules(NamedTuple):
     soft_cap: float | None
 
     def visible(self, query, key):
-        """Whether queries at the indices `query` see keys at the indices `key`, `(queries, keys)`."""
+        """Whether queries at these indices see keys at those, shape `(queries, keys)`."""
         distance = (query + self.offset)[:, None] - key[None, :]
         seen = jnp.ones(distance.shape, bool)
         if self.causal:

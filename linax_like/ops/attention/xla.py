@@ -6,7 +6,8 @@ the output y and the log-sum-exp L, computes the weights again, and follows
 
     p = exp(s - L)    δ = Σ dy ⊙ y    dv = pᵀ dy    ds = p ⊙ (dy vᵀ - δ)    dq = ds k    dk = dsᵀ q
 
-Pairs of blocks that causality or the window rule out are not visited. A short sequence is one pair.
+Pairs of blocks that causality or the window rule out are not visited; a short sequence is one
+pair.
 """
 
 from functools import partial
@@ -133,7 +134,7 @@ def _backward(q, k, v, segment_ids, mask, dy, log_sum, delta, *, rules, block):
 
 
 def _scores(blocks, i, j, rules):
-    """The scores of query block `i` and key block `j`, -inf if not seen; their slope in `q · k`."""
+    """The scores of query block `i` and key block `j`, -inf if not seen, and their slope."""
     s = _dot("kgtd,ksd->kgts", blocks.q[i], blocks.k[j]) * rules.scale
     slope = rules.scale
     if rules.soft_cap is not None:

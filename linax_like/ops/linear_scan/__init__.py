@@ -1,7 +1,8 @@
 """The diagonal linear recurrence `h[t] = a[t] * h[t-1] + b[t]`, real or complex."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,14 @@ from .reference import sequential_scan
 
 
 Backend = Literal["reference", "associative", "xla"]
-States = Float[Array, "time *state"] | ComplexPair
-State = Float[Array, "*state"] | ComplexPair
+RealStates = Float[Array, "time *state"]
+RealState = Float[Array, "*state"]
+States = TypeVar("States", RealStates, ComplexPair)
+State = TypeVar("State", RealState, ComplexPair)
 Coefficients = Float[Array, "..."] | ComplexPair  # `States`, or `State` if constant in time
 
 # Unrolling amortises the cost of a loop iteration, which is most of the cost of small states on CPU.
-_BACKENDS = {
+_BACKENDS: dict[str, Callable[..., Any]] = {
     "reference": sequential_scan,
     "associative": with_gradient(associative_scan),
     "xla": with_gradient(partial(sequential_scan, unroll=8)),
@@ -69,8 +72,8 @@ def linear_scan(
     nothing = jax.tree.map(jnp.zeros_like, b)
     decay = scan(a, nothing, one, resets, hold, reverse)  # what is left of the state that comes in
     last = 0 if reverse else -1
-    shard = jax.tree.map(lambda x: x[last], (decay, local))
-    incoming = incoming_state(*shard, zero if h0 is None else h0, axis_name, reverse)
+    left, end = jax.tree.map(lambda x: x[last], (decay, local))
+    incoming = incoming_state(left, end, zero if h0 is None else h0, axis_name, reverse)
     incoming = jax.tree.map(lambda h, b: jnp.broadcast_to(h, b.shape), incoming, b)
     return add(local, multiply(decay, incoming))
 
@@ -85,10 +88,10 @@ def final_state(
     if jax.tree.leaves(h)[0].shape[0] == 0:
         return before
     last = 0 if reverse else -1
-    h = jax.tree.map(lambda h: h[last], h)
+    end = jax.tree.map(lambda h: h[last], h)
     if axis_name is None:
-        return h
-    return jax.tree.map(lambda h: jax.lax.all_gather(h, axis_name)[last], h)
+        return end
+    return jax.tree.map(lambda h: jax.lax.all_gather(h, axis_name)[last], end)
 
 
 def incoming_state(
@@ -98,12 +101,12 @@ def incoming_state(
     decays, ends = jax.lax.all_gather((decay, end), axis_name)
     index = jax.lax.axis_index(axis_name)
     count = jax.tree.leaves(ends)[0].shape[0]
-    h, incoming = h0, h0
-    for shard in reversed(range(count)) if reverse else range(count):
-        here = index == shard
-        incoming = jax.tree.map(partial(jnp.where, here), h, incoming)
-        decay, end = jax.tree.map(lambda x, shard=shard: x[shard], (decays, ends))
-        h = add(multiply(decay, h), end)
+    h: Any = h0
+    incoming: Any = h0
+    for i in reversed(range(count)) if reverse else range(count):
+        incoming = jax.tree.map(partial(jnp.where, index == i), h, incoming)
+        shard_decay, shard_end = jax.tree.map(lambda x, i=i: x[i], (decays, ends))
+        h = add(multiply(shard_decay, h), shard_end)
     return incoming
 
 

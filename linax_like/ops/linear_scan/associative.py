@@ -30,7 +30,7 @@ def associative_scan(a, b, h0, resets, hold, reverse):
 
 def _set_where(condition, a, value):
     """`a` with the real number `value` where the condition holds."""
-    fill = ComplexPair(value, 0.0) if isinstance(a, ComplexPair) else value
+    fill = ComplexPair(jnp.asarray(value), jnp.zeros(())) if isinstance(a, ComplexPair) else value
 
     def select(a, fill):
         return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - 1)), fill, a)
