@@ -4,9 +4,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import linax_like as lx
 import numpy as np
 import pytest
+
+import linax_like as lx
 from linax_like.inference import generate, keep_top_k, keep_top_p, sample
 
 

@@ -6,10 +6,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import linax_like as lx
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
+
+import linax_like as lx
 from linax_like.interop import load_weights, save_weights
 from linax_like.models import presets
 from linax_like.ops.cross_entropy import cross_entropy

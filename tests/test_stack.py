@@ -6,9 +6,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import linax_like as lx
 import numpy as np
 import pytest
+
+import linax_like as lx
 from linax_like.paths import named_arrays, with_arrays
 
 

@@ -10,8 +10,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from ..config import require_positive
 from ..context import SequenceContext
 from ..initializers import normal
-from ..positions import LearnedPositions, LearnedPositionsConfig, SinusoidalPositions
-from ..positions import SinusoidalPositionsConfig
+from ..positions import (
+    LearnedPositions,
+    LearnedPositionsConfig,
+    SinusoidalPositions,
+    SinusoidalPositionsConfig,
+)
 from ..types import Signal, Tokens
 from .base import AbstractEncoder, AbstractEncoderConfig
 
