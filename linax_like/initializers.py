@@ -10,6 +10,7 @@ from functools import partial
 from typing import Literal
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np

@@ -153,7 +153,7 @@ def whole(config, tmp_path_factory):
     return train(config, tmp_path_factory.mktemp("whole") / "run", progress=False)
 
 
-def losses(directory: Path) -> list[tuple[int, float]]:
+def losses(directory: Path) -> list[tuple[float, float]]:
     return [(record["step"], record["loss"]) for record in read_records(directory)]
 
 

@@ -1,6 +1,7 @@
 """Tasks: data that depends on seed and step alone, and evaluations that count everything once."""
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -127,7 +128,7 @@ def test_distortion_moves_whole_pixels_exactly():
     np.testing.assert_allclose(distort(images, cfg, rng), images, atol=1e-6)
 
     class OneRight(np.random.Generator):
-        def uniform(self, low=0.0, high=1.0, size=None):  # the upper bounds
+        def uniform(self, low=0.0, high=1.0, size: Any = None) -> Any:  # the upper bounds
             return np.broadcast_to(high, size)
 
     cfg = DigitsTaskConfig(shift=1.0, rotation=0.0, zoom=0.0)

@@ -1,7 +1,5 @@
 """Configs that are known to work, as functions: `preset().build(key)`."""
 
-import math
-
 from ..blocks import ResidualBlockConfig
 from ..channel_mixers import SwiGLUConfig
 from ..heads import LanguageModelHeadConfig
@@ -22,21 +20,15 @@ def byte_language_model(features: int = 256, repeats: int = 2) -> LanguageModelC
     - `features`: width of the residual stream.
     - `repeats`: how often the three blocks are repeated.
     """
-    scale = 1 / math.sqrt(
-        6 * repeats
-    )  # so that all branches together start as large as the stream
-
     def block(mixer: AbstractSequenceMixerConfig) -> ResidualBlockConfig:
-        return ResidualBlockConfig(
-            mixer, SwiGLUConfig(expand=2.0), layer_scale=scale, compute_dtype="bfloat16"
-        )
+        return ResidualBlockConfig(mixer, SwiGLUConfig(expand=2.0), compute_dtype="bfloat16")
 
     recurrent = block(LRUSequenceMixerConfig(state_dim=features // 2))
     attention = block(AttentionSequenceMixerConfig(qk_norm=True))
     return LanguageModelConfig(
         vocab_size=256,
         features=features,
-        stack=StackConfig((((recurrent, recurrent, attention), repeats),)),
+        stack=StackConfig((((recurrent, recurrent, attention), repeats),), unroll=repeats),
         head=LanguageModelHeadConfig(tied=False),
     )
 

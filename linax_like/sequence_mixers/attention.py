@@ -249,10 +249,17 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         mask: Bool[Array, " keys"] | None,
     ) -> Signal:
         causal, window, soft_cap = self.config.causal, self.config.window, self.config.soft_cap
-        labels = {"segment_ids": segment_ids, "mask": mask}
-        return self._readout(
-            attention(q, k, v, causal=causal, window=window, soft_cap=soft_cap, **labels)
+        y = attention(
+            q,
+            k,
+            v,
+            causal=causal,
+            window=window,
+            segment_ids=segment_ids,
+            mask=mask,
+            soft_cap=soft_cap,
         )
+        return self._readout(y)
 
     def _readout(self, y: Float[Array, "time heads head"]) -> Signal:
         y = linear(y.reshape(len(y), self.num_heads * self.head_dim), self.out_proj)

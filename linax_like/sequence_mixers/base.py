@@ -146,9 +146,8 @@ def enter(
 
 def keep_at_padding(context: SequenceContext, new: State, old: State) -> State:
     """In `step`: the state that a position of padding leaves as it was."""
-    if context.mask is None:
-        return new
-    return jax.tree.map(lambda n, o: jnp.where(context.mask, n, o), new, old)
+    mask = context.mask
+    return new if mask is None else jax.tree.map(lambda n, o: jnp.where(mask, n, o), new, old)
 
 
 def require_causal(mixer: AbstractSequenceMixer, remedy: str) -> None:

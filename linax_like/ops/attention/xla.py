@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ...precision import accumulation_dtype, upcast
+from ...precision import accumulation_dtype
 from ..varying import vary_together
 from .reference import Rules
 
@@ -54,12 +54,8 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _by_platform(compute, operands, rules):
-    """Runs `compute` with the block size, and the dtype of products, that suit the platform."""
-
-    def on_cpu(q, k, v, *rest):
-        wide = (upcast(q), upcast(k), upcast(v))
-        return compute(*wide, *rest, rules=rules, block=CPU_BLOCK)
-
+    """Runs `compute` with the block size that suits the platform."""
+    on_cpu = partial(compute, rules=rules, block=CPU_BLOCK)
     on_accelerator = partial(compute, rules=rules, block=ACCELERATOR_BLOCK)
     return jax.lax.platform_dependent(*operands, cpu=on_cpu, default=on_accelerator)
 
