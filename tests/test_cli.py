@@ -38,6 +38,7 @@ def arguments(*overrides: str) -> list[str]:
 def cache(tmp_path_factory):
     """What is compiled goes to a folder of the test's own."""
     before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield

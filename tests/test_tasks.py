@@ -121,20 +121,28 @@ def test_digits_are_split_evenly_over_the_classes(digits):
     assert not np.array_equal(other.test.labels, digits.test.labels)
 
 
+def upper_bounds(_, low, high, size):
+    return np.broadcast_to(high, size)
+
+
 def test_distortion_moves_whole_pixels_exactly():
     cfg = DigitsTaskConfig(shift=0.0, rotation=0.0, zoom=0.0)
     images = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8)).astype(np.float32)
     rng = np.random.default_rng(0)
     np.testing.assert_allclose(distort(images, cfg, rng), images, atol=1e-6)
 
-    class OneRight(np.random.Generator):
-        def uniform(self, low=0.0, high=1.0, size: Any = None) -> Any:  # the upper bounds
-            return np.broadcast_to(high, size)
-
+    rng: Any = np.random.default_rng(0)
+    rng = type("UpperBounds", (np.random.Generator,), {"uniform": upper_bounds})(rng.bit_generator)
     cfg = DigitsTaskConfig(shift=1.0, rotation=0.0, zoom=0.0)
-    moved = distort(images, cfg, OneRight(np.random.PCG64(0)))
+    moved = distort(images, cfg, rng)
     np.testing.assert_allclose(moved[:, :-1, :-1], images[:, 1:, 1:], atol=1e-6)
     np.testing.assert_allclose(moved[:, -1], -1.0)
+
+
+def test_only_some_images_are_distorted(digits):
+    sharp = {image.tobytes() for image in digits.train.pixels}
+    images = digits.batch(0, 0, 200)["inputs"]
+    assert 0.35 < np.mean([image.tobytes() in sharp for image in images]) < 0.65
 
 
 def test_digits_evaluation_counts_the_test_part(digits):

@@ -112,6 +112,11 @@ def test_accumulation_weighs_items_not_parts(model, batch):
     step = jax.jit(make_train_step(masked, optimizer, seed=0, accumulation=2))
     parts, _ = step(state, padded)
     close(whole.model, parts.model, rtol=1e-5, atol=1e-6)
+    mean = lambda model: masked(model, padded, None).loss / real.sum()
+    gradient = jax.jit(jax.grad(mean))(model)
+    close(
+        whole.model, jax.tree.map(lambda p, g: p - 0.1 * g, model, gradient), rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

@@ -1,13 +1,13 @@
 """Configs that are known to work, as functions: `preset().build(key)`."""
 
 from ..blocks import ResidualBlockConfig
-from ..channel_mixers import SwiGLUConfig
+from ..channel_mixers import GLUConfig, SwiGLUConfig
 from ..heads import LanguageModelHeadConfig
 from ..sequence_mixers import (
     AbstractSequenceMixerConfig,
     AttentionSequenceMixerConfig,
     LRUSequenceMixerConfig,
-    S5SequenceMixerConfig,
+    S4DSequenceMixerConfig,
 )
 from ..stack import StackConfig
 from .language_model import LanguageModelConfig
@@ -33,14 +33,13 @@ def byte_language_model(features: int = 256, repeats: int = 2) -> LanguageModelC
     )
 
 
-def digits_classifier(features: int = 64, repeats: int = 3) -> SequenceModelConfig:
-    """A bidirectional state-space classifier of 8x8 images read pixel by pixel.
+def digits_classifier(features: int = 64, repeats: int = 4) -> SequenceModelConfig:
+    """A state-space classifier of 8x8 images read pixel by pixel.
 
     - `features`: width of the residual stream.
     - `repeats`: number of blocks.
     """
-    mixer = S5SequenceMixerConfig(state_dim=features, bidirectional=True)
-    block = ResidualBlockConfig(mixer, dropout=0.1)
+    block = ResidualBlockConfig(S4DSequenceMixerConfig(state_dim=16), GLUConfig(), dropout=0.1)
     return SequenceModelConfig(
         in_features=1,
         features=features,

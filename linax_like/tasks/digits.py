@@ -29,13 +29,16 @@ class DigitsTaskConfig(AbstractTaskConfig):
 
     - `held_out`: the fraction of the images of every digit that is kept for evaluation.
     - `split_seed`: which images those are.
-    - `shift`: training images move by up to so many pixels, fractions included.
+    - `distorted`: the fraction of training images that are distorted. Interpolation blurs, so that
+        some must stay as sharp as what is held out.
+    - `shift`: those move by up to so many pixels, fractions included.
     - `rotation`: they turn by up to so many degrees.
     - `zoom`: they grow or shrink by up to this fraction.
     """
 
     held_out: float = 0.2
     split_seed: int = 0
+    distorted: float = 0.5
     shift: float = 1.0
     rotation: float = 10.0
     zoom: float = 0.1
@@ -43,6 +46,7 @@ class DigitsTaskConfig(AbstractTaskConfig):
     def __post_init__(self):
         require(0 < self.held_out < 1, self, "held_out", "between 0 and 1")
         require(self.split_seed >= 0, self, "split_seed", "at least 0")
+        require(0 <= self.distorted <= 1, self, "distorted", "in [0, 1]")
         for field in ("shift", "rotation"):
             require(getattr(self, field) >= 0, self, field, "at least 0")
         require(0 <= self.zoom < 1, self, "zoom", "in [0, 1)")
@@ -101,7 +105,9 @@ class DigitsTask(AbstractTask):
     def batch(self, seed: int, step: int, batch_size: int) -> Batch:
         rng = np.random.default_rng((seed, step))
         chosen = rng.integers(0, len(self.train.labels), batch_size)
-        pixels = distort(self.train.pixels[chosen], self.config, rng)
+        pixels = self.train.pixels[chosen]
+        distorted = rng.random(batch_size) < self.config.distorted
+        pixels = np.where(distorted[:, None, None], distort(pixels, self.config, rng), pixels)
         return {"inputs": _as_sequences(pixels), "targets": self.train.labels[chosen]}
 
     def loss(

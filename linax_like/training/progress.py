@@ -11,7 +11,8 @@ _SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Shows loss, tokens per second and time left.
 
-    - `step`, `steps`: where the run begins, and where it ends.
+    - `step`, `steps`: where the run begins, and where it ends. The first update, behind which is the
+        compilation, does not count for the time left.
     - `shown`: False shows nothing.
     """
 
@@ -19,8 +20,8 @@ class Progress:
         from rich.console import Console
 
         self._steps = steps
-        self._first = step
-        self._start = self._last_line = time.monotonic()
+        self._first: tuple[int, float] | None = None  # step and time of the first, which compiled
+        self._last_line = time.monotonic()
         self._shown = shown
         console = Console()
         self._bar = _bar(console) if shown and console.is_terminal else None
@@ -35,14 +36,15 @@ class Progress:
             self._bar.update(self._task, completed=step, loss=loss, rate=rate)
             return
         now = time.monotonic()
+        if self._first is None:
+            self._first = step, now
+            return
         due = now - self._last_line >= _SECONDS_BETWEEN_LINES
         if self._shown and (due or step == self._steps):
-            left = (now - self._start) / (step - self._first) * (self._steps - step)
-            print(
-                f"step {step}/{self._steps}  loss {loss:.4f}  {rate:,.0f} tokens/s  "
-                f"{left:.0f} s left",
-                flush=True,
-            )
+            first, start = self._first
+            left = (now - start) / (step - first) * (self._steps - step)
+            line = f"step {step}/{self._steps}  loss {loss:.4f}  {rate:,.0f} tokens/s  {left:.0f} s left"
+            print(line, flush=True)
             self._last_line = now
 
     def __enter__(self) -> "Progress":
