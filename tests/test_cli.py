@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -253,5 +255,9 @@ def test_the_default_run_learns_digits(seeds, tmp_path):
 
 
 def trained(directory, *options: str) -> dict[str, float]:
-    assert main(["train", *options, "--directory", str(directory)]) == 0
+    """The results of a run in a process of its own, as a user starts it."""
+    environment = dict(os.environ, XDG_CACHE_HOME=str(directory.parent / "cache"))
+    del environment["XLA_FLAGS"]
+    command = [sys.executable, "-m", "linax_like", "train", *options, "--directory", str(directory)]
+    subprocess.run(command, env=environment, check=True)
     return json.loads((directory / "results.json").read_text())

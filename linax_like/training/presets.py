@@ -21,8 +21,8 @@ def text_run() -> RunConfig:
         model=byte_language_model(),
         task=TextTaskConfig(length=256),
         optimizer=optimizer,
-        steps=280,
-        batch_size=16,
+        steps=400,
+        batch_size=8,
         log_every=1,
     )
 
