@@ -21,7 +21,7 @@ def text_run() -> RunConfig:
         model=byte_language_model(),
         task=TextTaskConfig(length=256),
         optimizer=optimizer,
-        steps=400,
+        steps=360,
         batch_size=8,
         log_every=1,
     )
