@@ -20,6 +20,7 @@ def byte_language_model(features: int = 256, repeats: int = 2) -> LanguageModelC
     - `features`: width of the residual stream.
     - `repeats`: how often the three blocks are repeated.
     """
+
     def block(mixer: AbstractSequenceMixerConfig) -> ResidualBlockConfig:
         return ResidualBlockConfig(mixer, SwiGLUConfig(expand=2.0), compute_dtype="bfloat16")
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ..precision import accumulation_dtype
-from .compact import padding_last
+from .compact import padding_last, permute
 from .varying import vary_together
 
 
@@ -35,12 +35,12 @@ def short_conv(
     state = state.astype(dtype)
     if len(x) == 0:
         return state, x
-    count, rank = jnp.int32(len(x)), None
+    count, permutation = jnp.int32(len(x)), None
     if mask is not None:
-        order, rank = padding_last(mask)
+        permutation = padding_last(mask)
         count = mask.sum(dtype=jnp.int32)
-        x = x[order]
-        resets = None if resets is None else resets[order]
+        x = permute(x, permutation)
+        resets = None if resets is None else resets[permutation.order]
     index = jnp.arange(len(x), dtype=jnp.int32)
     # Where the document of each position begins; without resets, before anything in the state.
     start = jnp.full_like(index, -len(weight))
@@ -58,7 +58,7 @@ def short_conv(
         for j in reversed(range(len(weight)))
     ]
     y = _weigh(taps, weight, bias).astype(x.dtype)
-    return after, y if rank is None else y[rank]
+    return after, y if permutation is None else permute(y, permutation.undone)
 
 
 def short_conv_step(

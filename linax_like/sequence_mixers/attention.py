@@ -34,7 +34,7 @@ from .base import (
     refuse_axis_name,
     require_causal,
 )
-from .padding import padding_last, reorder
+from .padding import compact, reorder
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,10 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         refuse_axis_name(self, context)
         if len(x) == 0:
             return x
-        x, packed, place = padding_last(x, context)
+        x, packed, permutation = compact(x, context)
         q, k, v = self._project(x, packed.positions_from(jnp.zeros((), jnp.int32), len(x)))
         y = self._attend(q, k, v, packed.segment_ids, packed.mask)
-        return context.blank_padding(reorder(y, place))
+        return context.blank_padding(reorder(y, permutation))
 
     def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> AttentionState:
         require_causal(self, "build it with `causal=True`")
@@ -170,7 +170,7 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         refuse_axis_name(self, context)
         if len(x) == 0:
             return state, x
-        x, packed, place = padding_last(x, context)
+        x, packed, permutation = compact(x, context)
         counts = packed.replace(positions=None).positions_from(state.length, len(x))
         q, k, v = self._project(x, packed.positions_from(state.length, len(x)))
         # Rounded to the cache's dtype, as later chunks will see them.
@@ -190,7 +190,7 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         )
         y = self._refuse_overflow(y, counts, len(state.keys))
         state = self._store(state, k, v, counts, real, resets)
-        return state, context.blank_padding(reorder(y, place))
+        return state, context.blank_padding(reorder(y, permutation))
 
     def step(
         self, state: AttentionState, x: Frame, *, context: SequenceContext | None = None

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from ..config import require, require_choice, require_positive
 from ..context import SequenceContext
 from ..initializers import normal, uniform
-from ..ops.compact import padding_last
 from ..ops.complex_pair import ComplexPair, exp, multiply, scale
 from ..ops.diagonal_state_space import impulse_response, read_out, recurrence
 from ..ops.discretize import discretize_gain
@@ -32,6 +31,7 @@ from ..ops.long_conv import good_fft_size, long_conv
 from ..precision import accumulation_dtype, cast_like, upcast
 from ..types import Frame, Signal
 from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
+from .padding import compact, reorder
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,8 @@ class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
             return self.prefill(self.init_state(0, x.dtype), x, context=context)[1]
         x, context = self._enter(x, context)
         kernel = self.kernel(len(x), accumulation_dtype(x.dtype)).T
-        if context.mask is None:
-            y = long_conv(upcast(x), kernel)
-        else:
-            order, rank = padding_last(context.mask)
-            y = long_conv(upcast(x[order]), kernel)[rank]
-        return self._leave(y, x, context)
+        real, _, permutation = compact(x, context)
+        return self._leave(reorder(long_conv(upcast(real), kernel), permutation), x, context)
 
     def kernel(
         self, length: int, dtype: DTypeLike = jnp.float32
