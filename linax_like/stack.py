@@ -148,7 +148,11 @@ class Stack(eqx.Module):
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         """Floating-point operations of one pass through all blocks."""
-        return sum(block.flop_count(spatial_dims, inference) for block in self.layers())
+        total = 0
+        for group, (_, repeats) in zip(self.groups, self.config.groups, strict=True):
+            one = eqx.filter_eval_shape(lambda g: jax.tree.map(lambda leaf: leaf[0], g), group)
+            total += repeats * sum(block.flop_count(spatial_dims, inference) for block in one)
+        return total
 
     def layers(self) -> Iterator[AbstractBlock]:
         """The blocks in order, each with its own parameters."""

@@ -258,6 +258,14 @@ def trained(directory, *options: str) -> dict[str, float]:
     """The results of a run in a process of its own, as a user starts it."""
     environment = dict(os.environ, XDG_CACHE_HOME=str(directory.parent / "cache"))
     del environment["XLA_FLAGS"]
-    command = [sys.executable, "-m", "linax_like", "train", *options, "--directory", str(directory)]
+    command = [
+        sys.executable,
+        "-m",
+        "linax_like",
+        "train",
+        *options,
+        "--directory",
+        str(directory),
+    ]
     subprocess.run(command, env=environment, check=True)
     return json.loads((directory / "results.json").read_text())

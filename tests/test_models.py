@@ -173,7 +173,7 @@ def test_bad_input_says_why(model, classifier, tokens):
             "positions",
         ),
         (lambda: lx.LanguageModelConfig(0, 8, STACK), "vocab_size"),
-        (lambda: dataclasses.replace(TEXT, features=20).build(KEY), "features"),
+        (lambda: dataclasses.replace(TEXT, features=9).build(KEY), "features"),
     ):
         with pytest.raises(ValueError, match=law):
             wrong()

@@ -22,11 +22,10 @@ States = TypeVar("States", RealStates, ComplexPair)
 State = TypeVar("State", RealState, ComplexPair)
 Coefficients = Float[Array, "..."] | ComplexPair  # `States`, or `State` if constant in time
 
-# Unrolling amortises the cost of a loop iteration, which is most of the cost of small states on CPU.
-_BACKENDS: dict[str, Callable[..., Any]] = {
+_BACKENDS = {
     "reference": sequential_scan,
     "associative": with_gradient(associative_scan),
-    "xla": with_gradient(partial(sequential_scan, unroll=8)),
+    "xla": with_gradient(sequential_scan),
 }
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from ..complex_pair import add, multiply
 
 
-def sequential_scan(a, b, h0, resets, hold, reverse, unroll=1):
+def sequential_scan(a, b, h0, resets, hold, reverse):
     """`h[t] = a[t] * h[t-1] + b[t]`; at `resets` the coefficient is 0, else at `hold` it is 1."""
     constant = jax.tree.leaves(a)[0].ndim < jax.tree.leaves(b)[0].ndim
 
@@ -19,7 +19,7 @@ def sequential_scan(a, b, h0, resets, hold, reverse, unroll=1):
         return h, h
 
     inputs = (None if constant else a, b, resets, hold)
-    return jax.lax.scan(step, h0, inputs, reverse=reverse, unroll=unroll)[1]
+    return jax.lax.scan(step, h0, inputs, reverse=reverse)[1]
 
 
 def _select(condition, x, y):
