@@ -1,6 +1,5 @@
 """The diagonal linear recurrence `h[t] = a[t] * h[t-1] + b[t]`, real or complex."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeVar
 
