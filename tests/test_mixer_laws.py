@@ -68,8 +68,8 @@ def test_long(case, mixer):
 
 
 @pytest.mark.slow
-def test_long_stepping(recurrent):
-    laws.check_long_stepping(recurrent, 65_536)
+def test_long_stepping(case, recurrent):
+    laws.check_long_stepping(recurrent, case.max_length)
 
 
 def test_traces_once(mixer):
