@@ -11,7 +11,7 @@ from ..complex_pair import add, ComplexPair, multiply
 from ..varying import vary_together
 from .associative import associative_scan
 from .gradient import with_gradient
-from .reference import sequential_scan
+from .reference import expand, sequential_scan
 
 
 Backend = Literal["reference", "associative", "xla"]
@@ -57,7 +57,7 @@ def linear_scan(
     if jax.tree.leaves(b)[0].shape[0] == 0:
         return b
     if mask is not None:
-        b = jax.tree.map(lambda b: jnp.where(_expand(mask, b), b, 0.0), b)
+        b = jax.tree.map(lambda b: jnp.where(expand(mask, b), b, 0.0), b)
     a, b, h0 = vary_together(a, b, h0)
     zero = jax.tree.map(lambda b: jnp.zeros_like(b[0]), b)
     hold = None if mask is None else ~mask
@@ -106,7 +106,3 @@ def incoming_state(
         shard_decay, shard_end = jax.tree.map(lambda x, i=i: x[i], (decays, ends))
         h = add(multiply(shard_decay, h), shard_end)
     return incoming
-
-
-def _expand(mask: Bool[Array, " time"], like: Array) -> Array:
-    return mask.reshape(mask.shape + (1,) * (like.ndim - 1))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..complex_pair import add, ComplexPair, multiply
+from .reference import expand
 
 
 def associative_scan(a, b, h0, resets, hold, reverse):
@@ -33,6 +34,6 @@ def _set_where(condition, a, value):
     fill = ComplexPair(jnp.asarray(value), jnp.zeros(())) if isinstance(a, ComplexPair) else value
 
     def select(a, fill):
-        return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - 1)), fill, a)
+        return jnp.where(expand(condition, a), fill, a)
 
     return jax.tree.map(select, a, fill)

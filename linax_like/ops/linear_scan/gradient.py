@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ..complex_pair import conjugate, multiply
+from .reference import expand
 
 
 def with_gradient(scan):
@@ -40,7 +41,7 @@ def with_gradient(scan):
             da = multiply(conjugate(previous), adjoint)
             for gone in (resets, hold):
                 if gone is not None:
-                    zero = lambda da, gone=gone: jnp.where(_expand(gone, da), 0.0, da)
+                    zero = lambda da, gone=gone: jnp.where(expand(gone, da), 0.0, da)
                     da = jax.tree.map(zero, da)
             return da
 
@@ -60,7 +61,3 @@ def with_gradient(scan):
 
     differentiable.defvjp(forward, backward)
     return differentiable
-
-
-def _expand(condition, like):
-    return condition.reshape(condition.shape + (1,) * (like.ndim - 1))

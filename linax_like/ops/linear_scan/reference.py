@@ -22,5 +22,10 @@ def sequential_scan(a, b, h0, resets, hold, reverse):
     return jax.lax.scan(step, h0, inputs, reverse=reverse)[1]
 
 
+def expand(condition, like):
+    """A condition per position, with the axes that a `where` beside `like` needs."""
+    return condition.reshape(condition.shape + (1,) * (like.ndim - 1))
+
+
 def _select(condition, x, y):
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), x, y)
