@@ -51,11 +51,9 @@ def scale(x: ComplexPair, factor: Float[Array, "*#shape"] | float) -> ComplexPai
 
 
 def reciprocal(x: ComplexPair) -> ComplexPair:
-    """`1 / x`, scaled so that neither tiny nor huge values overflow on the way."""
-    size = jax.lax.stop_gradient(jnp.maximum(jnp.abs(x.real), jnp.abs(x.imag)))
-    real, imag = x.real / size, x.imag / size
-    squared = real * real + imag * imag
-    return ComplexPair(real / squared / size, -imag / squared / size)
+    """`1 / x`, for |x| whose square is a normal number."""
+    squared = x.real * x.real + x.imag * x.imag
+    return ComplexPair(x.real / squared, -x.imag / squared)
 
 
 def exp(x: ComplexPair) -> ComplexPair:

@@ -8,8 +8,10 @@ dirac     decay = exp(Δλ)                    gain = 1                       in
 euler     decay = exp(Δλ)                    gain = Δ                       as in Mamba
 """
 
+from functools import partial
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -49,16 +51,10 @@ def discretize_gain(
 def _zoh_gain(eigenvalues: ComplexPair, dt: Float[Array, "*#shape"]) -> ComplexPair:
     """`(exp(Δλ) - 1) / λ`, which tends to Δ as λ tends to 0."""
     scaled = scale(eigenvalues, dt)
-    size = jnp.maximum(jnp.abs(scaled.real), jnp.abs(scaled.imag))
-    small = size < 1e-6
-    safe = ComplexPair(
-        jnp.where(small, -jnp.ones_like(scaled.real), scaled.real),
-        jnp.where(small, jnp.zeros_like(scaled.imag), scaled.imag),
-    )
-    ratio = multiply(expm1(safe), reciprocal(safe))
-    taylor = _one_plus(scale(scaled, 0.5), +1)
-    real = jnp.where(small, taylor.real, ratio.real)
-    return scale(ComplexPair(real, jnp.where(small, taylor.imag, ratio.imag)), dt)
+    small = jnp.maximum(jnp.abs(scaled.real), jnp.abs(scaled.imag)) < 1e-6
+    safe = ComplexPair(jnp.where(small, 1.0, scaled.real), scaled.imag)
+    ratio, taylor = multiply(expm1(scaled), reciprocal(safe)), _one_plus(scale(scaled, 0.5), +1)
+    return scale(jax.tree.map(partial(jnp.where, small), taylor, ratio), dt)
 
 
 def _one_plus(x: ComplexPair, sign: int) -> ComplexPair:

@@ -18,9 +18,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ..config import require, require_positive
 from ..context import SequenceContext
 from ..initializers import normal, uniform
+from ..ops.complex_linear import project_in, project_out
 from ..ops.complex_pair import add, ComplexPair, exp, multiply, scale
 from ..ops.linear_scan import final_state, linear_scan
-from ..precision import accumulation_dtype, cast_like, linear, upcast
+from ..precision import accumulation_dtype, cast_like
 from ..types import Frame, Signal
 from .base import (
     AbstractRecurrentMixer,
@@ -143,12 +144,13 @@ class LRUSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         return exp(ComplexPair(-jnp.exp(self.log_decay), jnp.exp(self.log_phase)))
 
     def _drive(self, x: Float[Array, "... features"]) -> ComplexPair:
-        real, imag = (upcast(linear(x, weight)) for weight in self.in_proj)
-        return scale(ComplexPair(real, imag), jnp.exp(self.log_gain).astype(real.dtype))
+        if x.ndim == 1:
+            drive = project_in(x, self.in_proj)
+            return scale(drive, jnp.exp(self.log_gain).astype(drive.real.dtype))
+        # The gain goes into the matrix, which is smaller than the sequence.
+        return project_in(x, jnp.exp(self.log_gain)[:, None] * self.in_proj)
 
     def _readout(
         self, h: ComplexPair, x: Float[Array, "... features"]
     ) -> Float[Array, "... features"]:
-        h = cast_like(h, x)
-        real, imag = self.out_proj
-        return linear(h.real, real) - linear(h.imag, imag) + self.skip.astype(x.dtype) * x
+        return project_out(cast_like(h, x), self.out_proj) + self.skip.astype(x.dtype) * x

@@ -21,12 +21,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ..config import require, require_choice, require_positive
 from ..context import SequenceContext
 from ..initializers import normal, truncated_normal, uniform
+from ..ops.complex_linear import project_in, project_out, scale_rows
 from ..ops.complex_pair import add, ComplexPair, multiply
 from ..ops.discretize import discretize_decay, discretize_gain
 from ..ops.hippo import block_diagonal_legs
 from ..ops.linear_scan import final_state, linear_scan
 from ..ops.next_real import next_real
-from ..precision import accumulation_dtype, cast_like, linear, upcast
+from ..precision import accumulation_dtype, cast_like
 from ..types import Frame, Signal
 from .base import (
     AbstractRecurrentMixer,
@@ -209,11 +210,13 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     def _drive(
         self, x: Float[Array, "*time features"], timesteps: Float[Array, "*time"] | None
     ) -> ComplexPair:
-        real, imag = (upcast(linear(x, weight)) for weight in self.in_proj)
         scaled = timesteps if self.config.timestep_gain == "scaled" else None
-        eigenvalues, dt = self._continuous(scaled, real.dtype)
+        eigenvalues, dt = self._continuous(scaled, accumulation_dtype(x.dtype))
         gain = discretize_gain(eigenvalues, dt, self.config.discretization)
-        return multiply(gain, ComplexPair(real, imag))
+        if scaled is not None or x.ndim == 1:
+            return multiply(gain, project_in(x, self.in_proj))
+        # Constant in time, the gain goes into the matrix, which is smaller than the sequence.
+        return project_in(x, scale_rows(self.in_proj, gain))
 
     def _continuous(
         self, timesteps: Float[Array, "*time"] | None, dtype: DTypeLike
@@ -221,7 +224,7 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         """λ, and Δ."""
         real, imag = self.eigenvalues_real.astype(dtype), self.eigenvalues_imag.astype(dtype)
         if self.config.clip_eigs:
-            real = jnp.minimum(real, -1e-4)
+            real = jnp.where(real < -1e-4, real, -1e-4)
         dt = self.config.step_rescale * jnp.exp(self.log_step.astype(dtype))
         if timesteps is not None:
             dt = timesteps[..., None].astype(dtype) * dt
@@ -238,9 +241,7 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         weight: Float[Array, "2 features state"],
         like: Float[Array, "*time features"],
     ) -> Float[Array, "*time features"]:
-        h = cast_like(h, like)
-        y = linear(h.real, weight[0]) - linear(h.imag, weight[1])
-        return 2 * y if self.config.conj_sym else y
+        return project_out(cast_like(h, like), 2 * weight if self.config.conj_sym else weight)
 
 
 def _draw_out_proj(

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float
 from ..complex_pair import add, ComplexPair, multiply
 from ..varying import vary_together
 from .associative import associative_scan
-from .gradient import with_gradient
 from .reference import expand, sequential_scan
+from .xla import in_place_scan
 
 
 Backend = Literal["reference", "associative", "xla"]
@@ -23,8 +23,8 @@ Coefficients = Float[Array, "..."] | ComplexPair  # `States`, or `State` if cons
 
 _BACKENDS = {
     "reference": sequential_scan,
-    "associative": with_gradient(associative_scan),
-    "xla": with_gradient(sequential_scan),
+    "associative": associative_scan,
+    "xla": in_place_scan,
 }
 
 
@@ -52,7 +52,7 @@ def linear_scan(
     - `axis_name`: the mesh axis over which time is split, inside `jax.shard_map`.
     - `backend`: how to compute it. `"reference"` is the definition, and the one that supports
         forward-mode differentiation; `"associative"` is `jax.lax.associative_scan`, the textbook
-        parallel form of S5; `"xla"`, the default, is a sequential scan with a hand-written gradient.
+        parallel form of S5; `"xla"`, the default, is a loop with a hand-written gradient.
     """
     if jax.tree.leaves(b)[0].shape[0] == 0:
         return b

@@ -13,8 +13,8 @@ def sequential_scan(a, b, h0, resets, hold, reverse):
     def step(h, inputs):
         a_t, b_t, reset, held = inputs
         new = multiply(a if constant else a_t, h)
-        new = new if held is None else _select(held, h, new)
-        new = new if reset is None else _select(reset, jax.tree.map(jnp.zeros_like, h), new)
+        new = new if held is None else select(held, h, new)
+        new = new if reset is None else select(reset, jax.tree.map(jnp.zeros_like, h), new)
         h = add(new, b_t)
         return h, h
 
@@ -27,5 +27,6 @@ def expand(condition, like):
     return condition.reshape(condition.shape + (1,) * (like.ndim - 1))
 
 
-def _select(condition, x, y):
+def select(condition, x, y):
+    """A `where` over states, at one position."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), x, y)
