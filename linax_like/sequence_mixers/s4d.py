@@ -110,15 +110,17 @@ class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         if given.segment_ids is not None or given.axis_name is not None:
             return self.prefill(self.init_state(0, x.dtype), x, context=context)[1]
         x, context = self._enter(x, context)
-        kernel = self.kernel(len(x), accumulation_dtype(x.dtype)).T
+        kernel = self.kernel(len(x), accumulation_dtype(x.dtype))
+        kernel = kernel.at[:, :1].add(self.skip.astype(kernel.dtype)[:, None])
         real, _, permutation = compact(x, context)
-        return self._leave(reorder(long_conv(upcast(real), kernel), permutation), x, context)
+        return self._leave(reorder(long_conv(real, kernel.T), permutation), context)
 
     def kernel(
         self, length: int, dtype: DTypeLike = jnp.float32
     ) -> Float[Array, "features length"]:
-        """K, the response to an impulse, without the skip."""
-        return impulse_response(*self._discretize(dtype), length)
+        """K, the response to an impulse, without the skip. Its gradient computes it again."""
+        respond = lambda mixer: impulse_response(*mixer._discretize(dtype), length)
+        return eqx.filter_checkpoint(respond)(self)
 
     def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> ComplexPair:
         zero = jnp.zeros(self.frequency.shape, accumulation_dtype(dtype or jnp.float32))
@@ -137,7 +139,8 @@ class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
             mask=context.mask,
             axis_name=context.axis_name,
         )
-        return state, self._leave(y, x, context)
+        y = y + self.skip.astype(y.dtype) * drive
+        return state, self._leave(y.astype(x.dtype), context)
 
     def step(
         self, state: ComplexPair, x: Frame, *, context: SequenceContext | None = None
@@ -170,10 +173,9 @@ class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
             )
         return enter(self, x.T, context)
 
-    def _leave(self, y: Signal, x: Signal, context: SequenceContext) -> Array:
-        """The output for the input `x`, both with time first, given all of it but the skip."""
-        y = y + self.skip.astype(y.dtype) * x
-        y = context.blank_padding(y.astype(x.dtype))
+    def _leave(self, y: Signal, context: SequenceContext) -> Array:
+        """The output, given it with time first."""
+        y = context.blank_padding(y)
         return y.T if self.transposed else y
 
     def _discretize(self, dtype: DTypeLike) -> tuple[ComplexPair, ComplexPair]:
