@@ -57,6 +57,23 @@ CASES = [
         splits_time=False,
         max_length=512,
     ),
+    MixerCase(
+        "hyena",
+        lx.HyenaSequenceMixerConfig(
+            filter=lx.ImplicitFilterConfig(8, bands=4, time_scale=16), max_documents=3
+        ),
+        leak=FFT_LEAK,
+    ),
+    MixerCase(
+        "hyena_order3",
+        lx.HyenaSequenceMixerConfig(
+            3,
+            short_width=1,
+            filter=lx.ImplicitFilterConfig(8, 1, decay_shift=0.1),
+            max_documents=3,
+        ),
+        leak=FFT_LEAK,
+    ),
     MixerCase("identity", lx.IdentitySequenceMixerConfig(), free=True),
     MixerCase("lru", lx.LRUSequenceMixerConfig(state_dim=8)),
     MixerCase("s4d", lx.S4DSequenceMixerConfig(state_dim=8), leak=FFT_LEAK),

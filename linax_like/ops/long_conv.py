@@ -6,10 +6,15 @@ Padded to at least `time + kernel - 1`, so that nothing wraps around, and to a l
 prime factors are 2, 3 and 5.
 """
 
+import math
+from functools import partial
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ..precision import upcast
+from .varying import vary_together
 
 
 def long_conv(
@@ -33,6 +38,28 @@ def long_conv(
     return y.mT.astype(x.dtype)
 
 
+def long_conv_packed(
+    x: Float[Array, "time features"],
+    kernel: Float[Array, "length features"],
+    documents: Int[Array, " time"],
+    max_documents: int,
+) -> Float[Array, "time features"]:
+    """`long_conv` of every document by itself: a Fourier transform cannot be reset in between.
+
+    - `documents`: the number of every position's document, from 0; elsewhere the result is NaN.
+    - `max_documents`: how many there can be. Each takes a convolution as long as all of `x`.
+    """
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def add(y, document):
+        own = (documents == document)[:, None]
+        alone = long_conv(jnp.where(own, x, 0), kernel)
+        return jnp.where(own, alone, y), None
+
+    start, x, kernel, documents = vary_together(jnp.full_like(x, jnp.nan), x, kernel, documents)
+    return jax.lax.scan(add, start, jnp.arange(max_documents))[0]
+
+
 def good_fft_size(least: int) -> int:
     """The smallest 2ᵃ 3ᵇ 5ᶜ that is at least `least`."""
     best = 1 << max(least - 1, 0).bit_length()
@@ -45,3 +72,9 @@ def good_fft_size(least: int) -> int:
             threes *= 3
         fives *= 5
     return best
+
+
+def long_conv_flops(time: int) -> int:
+    """Floating-point operations of one feature's convolution of that length, kernel as long."""
+    size = good_fft_size(2 * time)
+    return 3 * round(2.5 * size * math.log2(size)) + 3 * size

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..precision import accumulation_dtype
 from .compact import padding_last, permute
-from .varying import vary_together
+from .varying import rows_from, vary_together
 
 
 def short_conv(
@@ -87,8 +87,7 @@ def _last_inputs(
 ) -> Float[Array, "last features"]:
     """The last `size` of the first `count` inputs, and zeros for those before `start`."""
     window = jnp.concatenate([jnp.zeros_like(x, shape=(size, x.shape[1])), x])
-    window, count = vary_together(window, count)
-    rows = jax.lax.dynamic_slice_in_dim(window, count, size)
+    rows = rows_from(window, count, size)
     index = count - size + jnp.arange(size)
     return jnp.where((index >= start)[:, None], rows, 0)
 
@@ -102,8 +101,7 @@ def _advance(
     """The state after a stretch of `count` inputs, of which `end` are the last."""
     size = len(state)
     window = jnp.concatenate([state, jnp.zeros_like(state)])
-    window, count = vary_together(window, jnp.minimum(count, size))
-    older = jax.lax.dynamic_slice_in_dim(window, count, size)
+    older = rows_from(window, jnp.minimum(count, size), size)
     return end + jnp.where(reset, 0, older)
 
 

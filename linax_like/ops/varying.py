@@ -1,7 +1,8 @@
 """Loop carries inside `jax.shard_map` must vary over the same mesh axes as what they meet."""
 
 import jax
-from jaxtyping import Array, PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree, Shaped
 
 
 def vary_together(*trees: PyTree) -> tuple[PyTree, ...]:
@@ -13,6 +14,17 @@ def vary_together(*trees: PyTree) -> tuple[PyTree, ...]:
         return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(match, trees)
+
+
+def rows_from(
+    x: Shaped[Array, " rows *shape"], start: Int[Array, ""], size: int
+) -> Shaped[Array, " size *shape"]:
+    """`x[start : start + size]`, for a `start` that may differ between devices, or examples."""
+    if size == 0:
+        return x[:0]
+    x, start = vary_together(x, start)
+    # A `where` lays `x` out over an explicit mesh as `start` is, which a gather would not.
+    return jax.lax.dynamic_slice_in_dim(jnp.where(start >= 0, x, 0), start, size)
 
 
 def _axes(leaf: Array) -> frozenset:

@@ -9,9 +9,18 @@ from .base import (
     AbstractSequenceMixerConfig as AbstractSequenceMixerConfig,
     fold as fold,
 )
+from .hyena import (
+    HyenaSequenceMixer as HyenaSequenceMixer,
+    HyenaSequenceMixerConfig as HyenaSequenceMixerConfig,
+    HyenaState as HyenaState,
+)
 from .identity import (
     IdentitySequenceMixer as IdentitySequenceMixer,
     IdentitySequenceMixerConfig as IdentitySequenceMixerConfig,
+)
+from .implicit_filter import (
+    ImplicitFilter as ImplicitFilter,
+    ImplicitFilterConfig as ImplicitFilterConfig,
 )
 from .lru import (
     LRUSequenceMixer as LRUSequenceMixer,

@@ -27,7 +27,7 @@ from ..ops.complex_pair import ComplexPair, exp, multiply, scale
 from ..ops.diagonal_state_space import impulse_response, read_out, recurrence
 from ..ops.discretize import discretize_gain
 from ..ops.hippo import diagonal_legs
-from ..ops.long_conv import good_fft_size, long_conv
+from ..ops.long_conv import long_conv, long_conv_flops
 from ..precision import accumulation_dtype, cast_like, upcast
 from ..types import Frame, Signal
 from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
@@ -157,9 +157,8 @@ class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time = math.prod(spatial_dims)
-        size = good_fft_size(2 * time)
-        transforms = 3 * round(2.5 * size * math.log2(size)) + 3 * size
-        forward = self.in_features * (transforms + 2 * time * self.state_dim + 2 * time)
+        kernel = 2 * time * self.state_dim + 2 * time
+        forward = self.in_features * (long_conv_flops(time) + kernel)
         return forward if inference else 3 * forward
 
     def _enter(self, x: Array, context: SequenceContext | None) -> tuple[Array, SequenceContext]:
