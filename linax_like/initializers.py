@@ -1,7 +1,7 @@
 """Random initial values.
 
-All draws go through one jitted function of a few bucketed sizes, so that building a model compiles
-next to nothing. Constants are computed with NumPy in float64.
+Building a model compiles next to nothing: keys are split by one program, and all draws of a kind go
+through another, of one size. Constants are computed with NumPy in float64.
 """
 
 import math
@@ -18,23 +18,31 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 
 Shape = tuple[int, ...]
+Kind = Literal["normal", "truncated", "uniform"]
+
+_BLOCK = 1 << 16  # numbers per draw
+
+
+def split(key: PRNGKeyArray, count: int) -> list[PRNGKeyArray]:
+    """Independent keys."""
+    return [jr.fold_in(key, i) for i in range(count)]
 
 
 def normal(key: PRNGKeyArray, shape: Shape, std: float = 1.0) -> Float[Array, "..."]:
     """Gaussian of mean 0."""
-    return _finish(_draw(key, _bucket(shape), "normal"), shape, std, 0.0)
+    return _finish(_draw(key, shape, "normal"), shape, std, 0.0)
 
 
 def truncated_normal(key: PRNGKeyArray, shape: Shape, std: float = 1.0) -> Float[Array, "..."]:
     """Gaussian cut at two standard deviations, scaled to have standard deviation `std` after it."""
-    return _finish(_draw(key, _bucket(shape), "truncated"), shape, std / 0.87962566103423978, 0.0)
+    return _finish(_draw(key, shape, "truncated"), shape, std / 0.87962566103423978, 0.0)
 
 
 def uniform(
     key: PRNGKeyArray, shape: Shape, low: float = 0.0, high: float = 1.0
 ) -> Float[Array, "..."]:
     """Uniform on `[low, high)`."""
-    return _finish(_draw(key, _bucket(shape), "uniform"), shape, high - low, low)
+    return _finish(_draw(key, shape, "uniform"), shape, high - low, low)
 
 
 def linear_weight(
@@ -51,27 +59,27 @@ def stack(arrays: Sequence[Array]) -> Array:
     return jnp.asarray(np.stack(arrays))
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _draw(
-    key: PRNGKeyArray, size: int, kind: Literal["normal", "truncated", "uniform"]
-) -> Float[Array, " size"]:
+def _draw(key: PRNGKeyArray, shape: Shape, kind: Kind) -> list[Float[Array, " block"]]:
+    """At least as many numbers as the shape holds."""
+    blocks = -(-math.prod(shape) // _BLOCK)
+    keys = [key] if blocks == 1 else split(key, blocks)
+    return [_draw_block(key, kind) for key in keys]
+
+
+@partial(jax.jit, static_argnums=1)
+def _draw_block(key: PRNGKeyArray, kind: Kind) -> Float[Array, " block"]:
     match kind:
         case "normal":
-            return jr.normal(key, (size,), jnp.float32)
+            return jr.normal(key, (_BLOCK,), jnp.float32)
         case "truncated":
-            return jr.truncated_normal(key, -2.0, 2.0, (size,), jnp.float32)
+            return jr.truncated_normal(key, -2.0, 2.0, (_BLOCK,), jnp.float32)
         case "uniform":
-            return jr.uniform(key, (size,), jnp.float32)
+            return jr.uniform(key, (_BLOCK,), jnp.float32)
 
 
-def _bucket(shape: Shape) -> int:
-    """The next power of two, so that models of any size share a few compiled draws."""
-    return 1 << max(math.prod(shape) - 1, 63).bit_length()
-
-
-def _finish(flat: Array, shape: Shape, factor: float, offset: float) -> Array:
+def _finish(blocks: list[Array], shape: Shape, factor: float, offset: float) -> Array:
     size = math.prod(shape)
-    if isinstance(flat, jax.core.Tracer):
-        return flat[:size].reshape(shape) * factor + offset
-    values = np.asarray(flat)[:size].reshape(shape) * np.float32(factor) + np.float32(offset)
-    return jnp.asarray(values)
+    if any(isinstance(block, jax.core.Tracer) for block in blocks):
+        return jnp.concatenate(blocks)[:size].reshape(shape) * factor + offset
+    flat = np.concatenate([np.zeros(0, np.float32), *blocks])[:size]
+    return jnp.asarray(flat.reshape(shape) * np.float32(factor) + np.float32(offset))

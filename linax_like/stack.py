@@ -18,7 +18,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from .blocks import AbstractBlock, AbstractBlockConfig
 from .config import AbstractConfig, require, require_choice, require_positive
 from .context import advance, advance_one, Cursor, SequenceContext, start_cursor
-from .initializers import stack
+from .initializers import split, stack
 from .norms import AbstractNorm, AbstractNormConfig, RMSNormConfig
 from .types import Aux, Frame, no_aux, Signal
 
@@ -85,7 +85,7 @@ class Stack(eqx.Module):
     final_norm: AbstractNorm | None
 
     def __init__(self, in_features: int, cfg: StackConfig, key: PRNGKeyArray):
-        norm_key, *keys = jr.split(key, len(cfg.groups) + 1)
+        norm_key, *keys = split(key, len(cfg.groups) + 1)
         self.config = cfg
         self.in_features = in_features
         self.groups = tuple(
@@ -197,10 +197,12 @@ class Stack(eqx.Module):
 def _build_group(group: Group, in_features: int, key: PRNGKeyArray) -> tuple[AbstractBlock, ...]:
     """One block after the other, stacked on the host: nothing is compiled for it."""
     pattern, repeats = group
-    keys = jr.split(key, (repeats, len(pattern)))
     repeated = [
-        tuple(cfg.build(in_features, keys[repeat, place]) for place, cfg in enumerate(pattern))
-        for repeat in range(repeats)
+        tuple(
+            cfg.build(in_features, block_key)
+            for cfg, block_key in zip(pattern, split(repeat_key, len(pattern)), strict=True)
+        )
+        for repeat_key in split(key, repeats)
     ]
     return jax.tree.map(lambda *leaves: stack(leaves), *repeated)
 

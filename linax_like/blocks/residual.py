@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from ..channel_mixers import AbstractChannelMixer, AbstractChannelMixerConfig, SwiGLUConfig
 from ..config import require, require_choice
 from ..context import SequenceContext
+from ..initializers import split
 from ..norms import AbstractNorm, AbstractNormConfig, RMSNormConfig
 from ..sequence_mixers import (
     AbstractRecurrentMixer,
@@ -86,7 +87,7 @@ class ResidualBlock(AbstractBlock):
     channel_scale: Float[Array, " features"] | None
 
     def __init__(self, in_features: int, cfg: ResidualBlockConfig, key: PRNGKeyArray):
-        sequence_key, channel_key, norm_key, second_norm_key = jr.split(key, 4)
+        sequence_key, channel_key, norm_key, second_norm_key = split(key, 4)
         channel = cfg.channel_mixer
         self.config = cfg
         self.in_features = in_features

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..config import require_positive
-from ..initializers import linear_weight, normal
+from ..initializers import linear_weight, normal, split
 from ..precision import linear
 from .base import AbstractChannelMixer, AbstractChannelMixerConfig, require_width
 from .mlp import MLP, MLPConfig
@@ -81,7 +80,7 @@ class GLU(AbstractChannelMixer):
     gate_bias: Float[Array, " features"] | None  # c
 
     def __init__(self, in_features: int, cfg: GLUConfig, key: PRNGKeyArray):
-        weight_key, gate_key = jr.split(key)
+        weight_key, gate_key = split(key, 2)
         # E[σ(z)²] = 0.2934 for z of unit variance, which the weight makes good.
         std = 1 / math.sqrt(0.2934 * in_features)
         self.config = cfg

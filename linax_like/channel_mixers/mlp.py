@@ -16,11 +16,10 @@ from typing import get_args, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..config import require_choice, require_positive
-from ..initializers import normal
+from ..initializers import normal, split
 from ..precision import linear
 from .base import AbstractChannelMixer, AbstractChannelMixerConfig, require_width
 
@@ -75,10 +74,10 @@ class MLP(AbstractChannelMixer):
         hidden = 8 * max(1, round(cfg.expand * in_features / 8))
         gated = cfg.activation in get_args(GatedActivation)
         _, mean_square = _NONLINEARITIES[cfg.activation]
-        *keys, out_key = jr.split(key, cfg.depth + 1)
+        *keys, out_key = split(key, cfg.depth + 1)
         layers, width, size = [], in_features, 1.0  # size: mean square of the layer's input
         for layer_key in keys:
-            weight_key, gate_key = jr.split(layer_key)
+            weight_key, gate_key = split(layer_key, 2)
             draw = partial(normal, shape=(hidden, width), std=1 / math.sqrt(width * size))
             bias = jnp.zeros((hidden,)) if cfg.use_bias else None
             gate_bias = jnp.zeros((hidden,)) if cfg.use_bias and gated else None

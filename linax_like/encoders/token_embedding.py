@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..config import require_positive
 from ..context import SequenceContext
-from ..initializers import normal
+from ..initializers import normal, split
 from ..positions import (
     LearnedPositions,
     LearnedPositionsConfig,
@@ -52,7 +52,7 @@ class TokenEmbedding(AbstractEncoder):
     def __init__(
         self, in_features: int, out_features: int, cfg: TokenEmbeddingConfig, key: PRNGKeyArray
     ):
-        table_key, position_key = jax.random.split(key)
+        table_key, position_key = split(key, 2)
         self.config = cfg
         self.table = normal(table_key, (in_features, out_features), cfg.init_std)
         positions = cfg.positions

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import equinox as eqx
 import jax.numpy as jnp
-import jax.random as jr
 from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
@@ -12,6 +11,7 @@ from ..config import AbstractConfig, require_choice, require_positive
 from ..context import advance, advance_one, SequenceContext
 from ..encoders import TokenEmbedding, TokenEmbeddingConfig
 from ..heads import LanguageModelHead, LanguageModelHeadConfig, Logits
+from ..initializers import split
 from ..stack import Stack, StackConfig, StackState
 from ..types import no_aux, Token, Tokens
 from .base import Dtype, open_context
@@ -50,7 +50,7 @@ class LanguageModel(eqx.Module):
     head: LanguageModelHead
 
     def __init__(self, cfg: LanguageModelConfig, key: PRNGKeyArray):
-        embedding_key, stack_key, head_key = jr.split(key, 3)
+        embedding_key, stack_key, head_key = split(key, 3)
         self.config = cfg
         self.embedding = cfg.embedding.build(cfg.vocab_size, cfg.features, embedding_key)
         self.stack = cfg.stack.build(cfg.features, stack_key)

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import equinox as eqx
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, PRNGKeyArray
 
 from ..config import AbstractConfig, require_choice, require_positive
 from ..context import SequenceContext
 from ..encoders import AbstractEncoder, AbstractEncoderConfig, LinearEncoderConfig
 from ..heads import AbstractHead, AbstractHeadConfig, ClassificationHeadConfig, Logits, Values
+from ..initializers import split
 from ..stack import Stack, StackConfig
 from .base import Dtype, open_context
 
@@ -50,7 +50,7 @@ class SequenceModel(eqx.Module):
     head: AbstractHead
 
     def __init__(self, cfg: SequenceModelConfig, key: PRNGKeyArray):
-        encoder_key, stack_key, head_key = jr.split(key, 3)
+        encoder_key, stack_key, head_key = split(key, 3)
         self.config = cfg
         self.encoder = cfg.encoder.build(cfg.in_features, cfg.features, encoder_key)
         self.stack = cfg.stack.build(cfg.features, stack_key)

@@ -18,7 +18,7 @@ class WholeSequence(NamedTuple):
     """How the sequence that this device has a part of lies in time.
 
     - `length`: positions, padding included.
-    - `count`: positions without padding. They come first, once `permutation` has moved them.
+    - `real`: positions without padding. They come first, once `permutation` has moved them.
     - `permutation`: None without padding.
     - `documents`: the document of every position, counted from 0 for the first; None if there is one.
     - `continues`: whether the first position is of the same document as what came before it.
@@ -26,7 +26,7 @@ class WholeSequence(NamedTuple):
     """
 
     length: int
-    count: Int[Array, ""]
+    real: Int[Array, ""]
     permutation: Permutation | None
     documents: Int[Array, " whole"] | None
     continues: Bool[Array, ""]
@@ -45,14 +45,14 @@ class WholeSequence(NamedTuple):
             length = length * jax.lax.axis_size(axis_name)
             gather = lambda x: jax.lax.all_gather(x, axis_name, tiled=True)
             resets, mask = jax.tree.map(gather, (resets, mask))
-        permutation, count = None, jnp.int32(length)
+        permutation, real = None, jnp.int32(length)
         if mask is not None:
-            permutation, count = padding_last(mask), mask.sum(dtype=jnp.int32)
+            permutation, real = padding_last(mask), mask.sum(dtype=jnp.int32)
         if resets is None:
-            return cls(length, count, permutation, None, jnp.bool_(True), axis_name)
+            return cls(length, real, permutation, None, jnp.bool_(True), axis_name)
         resets = resets if permutation is None else resets[permutation.order]
         documents = jnp.cumsum(resets, dtype=jnp.int32)
-        return cls(length, count, permutation, documents - documents[0], ~resets[0], axis_name)
+        return cls(length, real, permutation, documents - documents[0], ~resets[0], axis_name)
 
     def gather(self, x: Float[Array, "time features"]) -> Float[Array, "whole own"]:
         """All of time, the padding last, for this device's features.
@@ -100,19 +100,19 @@ class WholeSequence(NamedTuple):
 
     def last(self, rows: Float[Array, "rows own"], size: int) -> Float[Array, "size own"]:
         """Of rows that end with the whole sequence, the last `size`, and zeros before its document."""
-        kept = rows_from(rows, self.count, size)
+        kept = rows_from(rows, self.real, size)
         documents = self.documents_after(size)
         if documents is None or size == 0:
             return kept
-        documents = rows_from(documents, self.count, size)
+        documents = rows_from(documents, self.real, size)
         return jnp.where((documents == documents[-1])[:, None], kept, 0)
 
     def length_after(self, length: Int[Array, ""]) -> Int[Array, ""]:
         """How long the last document is, if what came before had `length` positions of the first."""
         if self.documents is None:
-            return length + self.count
-        real = jnp.arange(self.length) < self.count
-        last = jnp.max(jnp.where(real, self.documents, 0))
-        here = jnp.sum(real & (self.documents == last), dtype=jnp.int32)
+            return length + self.real
+        is_real = jnp.arange(self.length) < self.real
+        last = jnp.max(jnp.where(is_real, self.documents, 0))
+        here = jnp.sum(is_real & (self.documents == last), dtype=jnp.int32)
         earlier = jnp.where(self.continues & (last == 0), length, 0)
-        return jnp.where(self.count > 0, here + earlier, length)
+        return jnp.where(self.real > 0, here + earlier, length)

@@ -13,13 +13,12 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-import jax.random as jr
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..config import require, require_positive
 from ..context import SequenceContext
-from ..initializers import linear_weight
+from ..initializers import linear_weight, split
 from ..norms import RMSNorm, RMSNormConfig
 from ..ops.attention import attention
 from ..ops.attention.ring_buffer import append, chronological
@@ -117,7 +116,7 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
     k_norm: RMSNorm | None
 
     def __init__(self, in_features: int, cfg: AttentionSequenceMixerConfig, key: PRNGKeyArray):
-        q_key, k_key, v_key, out_key, norm_key = jr.split(key, 5)
+        q_key, k_key, v_key, out_key, norm_key = split(key, 5)
         self.config = cfg
         self.in_features = in_features
         self.num_heads, self.num_kv_heads, self.head_dim = _head_sizes(in_features, cfg)

@@ -14,13 +14,12 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-import jax.random as jr
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..config import require, require_positive
 from ..context import SequenceContext
-from ..initializers import linear_weight, normal
+from ..initializers import linear_weight, normal, split
 from ..ops.long_conv import long_conv, long_conv_flops, long_conv_packed
 from ..ops.short_conv import short_conv, short_conv_step
 from ..ops.whole_sequence import WholeSequence
@@ -86,7 +85,7 @@ class HyenaSequenceMixer(AbstractRecurrentMixer[HyenaState]):
     out_bias: Float[Array, " features"]
 
     def __init__(self, in_features: int, cfg: HyenaSequenceMixerConfig, key: PRNGKeyArray):
-        in_key, short_key, filter_key, skip_key, out_key = jr.split(key, 5)
+        in_key, short_key, filter_key, skip_key, out_key = split(key, 5)
         projections, width = (cfg.order + 1) * in_features, cfg.short_width
         self.config = cfg
         self.in_features = in_features

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 import equinox as eqx
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..config import AbstractConfig, require, require_positive
-from ..initializers import linear_weight, normal, uniform
+from ..initializers import linear_weight, normal, split, uniform
 from ..precision import linear
 
 
@@ -64,7 +63,7 @@ class ImplicitFilter(eqx.Module):
     frequency: Float[Array, " hidden"]  # ω
 
     def __init__(self, in_features: int, cfg: ImplicitFilterConfig, key: PRNGKeyArray):
-        out_key, *keys = jr.split(key, 2 * cfg.hidden_layers + 1)
+        out_key, *keys = split(key, 2 * cfg.hidden_layers + 1)
         sizes = [1 + 2 * cfg.bands, *(cfg.hidden_layers * [cfg.hidden_features])]
         # Windows of different lengths, each filter with an energy of about 1: a sine's is 1/2.
         energy = 2 * _decay_rates(cfg, in_features) / cfg.time_scale

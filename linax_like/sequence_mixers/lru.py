@@ -10,14 +10,14 @@ import math
 from dataclasses import dataclass
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..config import require, require_positive
 from ..context import SequenceContext
-from ..initializers import normal, uniform
+from ..initializers import normal, split, uniform
 from ..ops.complex_linear import project_in, project_out
 from ..ops.complex_pair import add, ComplexPair, exp, multiply, scale
 from ..ops.linear_scan import final_state, linear_scan
@@ -69,7 +69,7 @@ class LRUSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     skip: Float[Array, " features"]  # D
 
     def __init__(self, in_features: int, cfg: LRUSequenceMixerConfig, key: PRNGKeyArray):
-        radius_key, phase_key, in_key, out_key, skip_key = jr.split(key, 5)
+        radius_key, phase_key, in_key, out_key, skip_key = split(key, 5)
         shape = (cfg.state_dim,)
         # Uniform on the ring by area; never quite 0, where the logarithm ends.
         squared_radius = uniform(
@@ -78,9 +78,7 @@ class LRUSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         phase = uniform(phase_key, shape, 1e-6, cfg.max_phase)
         self.config = cfg
         self.in_features = in_features
-        self.log_decay = jnp.log(-0.5 * jnp.log(squared_radius))
-        self.log_phase = jnp.log(phase)
-        self.log_gain = 0.5 * jnp.log1p(-squared_radius)
+        self.log_decay, self.log_phase, self.log_gain = _ring(squared_radius, phase)
         in_shape, out_shape = (2, cfg.state_dim, in_features), (2, in_features, cfg.state_dim)
         self.in_proj = normal(in_key, in_shape, 1 / math.sqrt(2 * in_features))
         self.out_proj = normal(out_key, out_shape, 1 / math.sqrt(cfg.state_dim))
@@ -154,3 +152,10 @@ class LRUSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         self, h: ComplexPair, x: Float[Array, "... features"]
     ) -> Float[Array, "... features"]:
         return project_out(cast_like(h, x), self.out_proj) + self.skip.astype(x.dtype) * x
+
+
+@jax.jit
+def _ring(squared_radius: Array, phase: Array) -> tuple[Array, Array, Array]:
+    """ν, log θ and log γ of eigenvalues in polar coordinates, as one program."""
+    log_decay = jnp.log(-0.5 * jnp.log(squared_radius))
+    return log_decay, jnp.log(phase), 0.5 * jnp.log1p(-squared_radius)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..config import require, require_choice, require_positive
 from ..context import SequenceContext
-from ..initializers import normal, uniform
+from ..initializers import normal, split, uniform
 from ..ops.complex_pair import ComplexPair, exp, multiply, scale
 from ..ops.diagonal_state_space import impulse_response, read_out, recurrence
 from ..ops.discretize import discretize_gain
@@ -75,7 +75,7 @@ class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     skip: Float[Array, " features"]  # D
 
     def __init__(self, in_features: int, cfg: S4DSequenceMixerConfig, key: PRNGKeyArray):
-        step_key, out_key, skip_key = jr.split(key, 3)
+        step_key, out_key, skip_key = split(key, 3)
         shape = (in_features, cfg.state_dim // 2)
         eigenvalues = np.tile(_initial_eigenvalues(cfg), (in_features, 1))
         step_range = math.log(cfg.dt_min), math.log(cfg.dt_max)
@@ -119,8 +119,12 @@ class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         self, length: int, dtype: DTypeLike = jnp.float32
     ) -> Float[Array, "features length"]:
         """K, the response to an impulse, without the skip. Its gradient computes it again."""
-        respond = lambda mixer: impulse_response(*mixer._discretize(dtype), length)
-        return eqx.filter_checkpoint(respond)(self)
+
+        def respond(mixer: "S4DSequenceMixer") -> Float[Array, "features length"]:
+            log_decay, weight = mixer._discretize(dtype)
+            return impulse_response(log_decay, weight, length)
+
+        return jax.checkpoint(respond)(self)
 
     def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> ComplexPair:
         zero = jnp.zeros(self.frequency.shape, accumulation_dtype(dtype or jnp.float32))

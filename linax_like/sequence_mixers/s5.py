@@ -13,14 +13,13 @@ from typing import Literal
 
 import equinox as eqx
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..config import require, require_choice, require_positive
 from ..context import SequenceContext
-from ..initializers import normal, truncated_normal, uniform
+from ..initializers import normal, split, truncated_normal, uniform
 from ..ops.complex_linear import project_in, project_out, scale_rows
 from ..ops.complex_pair import add, ComplexPair, multiply
 from ..ops.discretize import discretize_decay, discretize_gain
@@ -95,7 +94,7 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     skip: Float[Array, " features"]  # D
 
     def __init__(self, in_features: int, cfg: S5SequenceMixerConfig, key: PRNGKeyArray):
-        step_key, in_key, out_key, reverse_key, skip_key = jr.split(key, 5)
+        step_key, in_key, out_key, reverse_key, skip_key = split(key, 5)
         eigenvalues, basis = block_diagonal_legs(cfg.state_dim, cfg.ssm_blocks, cfg.conj_sym)
         shape = eigenvalues.shape
         in_weight = normal(in_key, (cfg.state_dim, in_features), 1 / math.sqrt(in_features))
@@ -132,8 +131,8 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         self, x: Signal, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
     ) -> Signal:
         x, context = self._enter(x, context)
-        drive = self._drive(x, context.timesteps)
-        y = self._readout(self._forward(None, drive, context), x)
+        decay, drive = self._system(x, context.timesteps)
+        y = self._readout(_scan(decay, drive, None, context), x)
         if self.reverse_out_proj is not None:
             y = y + self._project(self._backward(drive, context), self.reverse_out_proj, x)
         return context.blank_padding(y)
@@ -148,9 +147,9 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     ) -> tuple[ComplexPair, Signal]:
         require_causal(self, "set `bidirectional=False`")
         x, context = self._enter(x, context)
-        drive = self._drive(x, context.timesteps)
+        decay, drive = self._system(x, context.timesteps)
         state = cast_like(state, drive)
-        states = self._forward(state, drive, context)
+        states = _scan(decay, drive, state, context)
         last = final_state(states, state, axis_name=context.axis_name)
         return last, context.blank_padding(self._readout(states, x))
 
@@ -159,9 +158,8 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     ) -> tuple[ComplexPair, Frame]:
         require_causal(self, "set `bidirectional=False`")
         x, context = self._enter(x, context)
-        drive = self._drive(x, context.timesteps)
+        decay, drive = self._system(x, context.timesteps)
         state = cast_like(state, drive)
-        decay = self._decay(context.timesteps, drive.real.dtype)
         new = add(multiply(decay, context.forget(state)), drive)
         new = keep_at_padding(context, new, state)
         return new, context.blank_padding(self._readout(new, x))
@@ -180,13 +178,6 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
             return x, context
         return x, context.replace(timesteps=context.blank_padding(context.timesteps))
 
-    def _forward(
-        self, state: ComplexPair | None, drive: ComplexPair, context: SequenceContext
-    ) -> ComplexPair:
-        decay = self._decay(context.timesteps, drive.real.dtype)
-        resets, mask, axis_name = context.resets(), context.mask, context.axis_name
-        return linear_scan(decay, drive, state, resets=resets, mask=mask, axis_name=axis_name)
-
     def _backward(self, drive: ComplexPair, context: SequenceContext) -> ComplexPair:
         """The states of the reversed sequence, in which a document begins where it ended."""
         mask, axis_name = context.mask, context.axis_name
@@ -197,26 +188,26 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         if timesteps is not None:
             # Backwards, the time since the previous sample is what the next one was given.
             timesteps = next_real(timesteps, mask, axis_name)
-        decay = self._decay(timesteps, drive.real.dtype)
+        eigenvalues, dt = self._continuous(timesteps, drive.real.dtype)
+        decay = discretize_decay(eigenvalues, dt, self.config.discretization)
         return linear_scan(
             decay, drive, resets=resets, mask=mask, reverse=True, axis_name=axis_name
         )
 
-    def _decay(self, timesteps: Float[Array, "*time"] | None, dtype: DTypeLike) -> ComplexPair:
-        """Constant in time, shape `(state,)`, unless there are timesteps."""
-        eigenvalues, dt = self._continuous(timesteps, dtype)
-        return discretize_decay(eigenvalues, dt, self.config.discretization)
-
-    def _drive(
+    def _system(
         self, x: Float[Array, "*time features"], timesteps: Float[Array, "*time"] | None
-    ) -> ComplexPair:
-        scaled = timesteps if self.config.timestep_gain == "scaled" else None
-        eigenvalues, dt = self._continuous(scaled, accumulation_dtype(x.dtype))
-        gain = discretize_gain(eigenvalues, dt, self.config.discretization)
-        if scaled is not None or x.ndim == 1:
-            return multiply(gain, project_in(x, self.in_proj))
+    ) -> tuple[ComplexPair, ComplexPair]:
+        """The decay, constant in time unless there are timesteps, and what drives the states."""
+        method, dtype = self.config.discretization, accumulation_dtype(x.dtype)
+        eigenvalues, dt = self._continuous(timesteps, dtype)
+        decay = discretize_decay(eigenvalues, dt, method)
+        if self.config.timestep_gain == "constant":
+            eigenvalues, dt = self._continuous(None, dtype)
+        gain = discretize_gain(eigenvalues, dt, method)
+        if gain.real.ndim == x.ndim:
+            return decay, multiply(gain, project_in(x, self.in_proj))
         # Constant in time, the gain goes into the matrix, which is smaller than the sequence.
-        return project_in(x, scale_rows(self.in_proj, gain))
+        return decay, project_in(x, scale_rows(self.in_proj, gain))
 
     def _continuous(
         self, timesteps: Float[Array, "*time"] | None, dtype: DTypeLike
@@ -242,6 +233,13 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         like: Float[Array, "*time features"],
     ) -> Float[Array, "*time features"]:
         return project_out(cast_like(h, like), 2 * weight if self.config.conj_sym else weight)
+
+
+def _scan(
+    decay: ComplexPair, drive: ComplexPair, state: ComplexPair | None, context: SequenceContext
+) -> ComplexPair:
+    resets, mask, axis_name = context.resets(), context.mask, context.axis_name
+    return linear_scan(decay, drive, state, resets=resets, mask=mask, axis_name=axis_name)
 
 
 def _draw_out_proj(
