@@ -56,7 +56,7 @@ def shard_map_step(mesh, step):
 
 def trained(model, batch, parallel, devices, accumulation=1):
     """What three steps on so many devices report, and the state that they end in."""
-    mesh, optimizer = data_mesh(jax.devices()[:devices]), OPTIMIZER.build(model, 10)
+    mesh, optimizer = data_mesh(jax.devices()[-devices:]), OPTIMIZER.build(model, 10)
     step = make_train_step(
         masked_loss,
         optimizer,
