@@ -30,7 +30,7 @@ class Train:
     seed: int | None = None
     """Decides the initial weights, the order of the data, and dropout."""
     parallelism: str | None = None
-    """How the devices share a batch: jit or pmap, with the same losses."""
+    """How the devices share a batch: jit or pmap. The losses are the same, up to rounding."""
     directory: str | None = None
     """The run's folder. By default a new one, runs/<task>-<date>-<number>."""
     resume: bool = False
