@@ -131,8 +131,8 @@ def test_no_checkpoint(tmp_path):
 # Whole runs.
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
+@pytest.fixture(scope="module", params=["jit", "pmap"])
+def config(request, tmp_path_factory):
     text = tmp_path_factory.mktemp("text") / "text.txt"
     text.write_bytes(bytes(range(97, 123)) * 20)
     block = lx.ResidualBlockConfig(lx.IdentitySequenceMixerConfig(), lx.GLUConfig(), dropout=0.1)
@@ -143,6 +143,7 @@ def config(tmp_path_factory):
         optimizer=OptimizerConfig(average=0.9),
         steps=6,
         batch_size=8,
+        parallelism=request.param,
         checkpoint_every=3,
         log_every=1,
     )

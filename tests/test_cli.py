@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import jax
+import numpy as np
 import pytest
 
 from linax_like.cli import main
+from linax_like.training import load_run, read_records
 
 
 # The smallest model there is, given as one would on the command line.
@@ -54,12 +57,17 @@ def data(tmp_path_factory):
     return str(path)
 
 
+def train_on_text(data: str, directory, *options: str):
+    options = ("--steps", "3", "--seed", "1", "--data", data, *options)
+    # Muon rounds to bfloat16, and makes much of the last bit.
+    overrides = arguments("task.length=8", "log_every=1", "optimizer.matrices=adamw")
+    assert main(["train", *options, "--directory", str(directory), *overrides]) == 0
+    return directory
+
+
 @pytest.fixture(scope="module")
 def text_run(data, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("runs") / "text"
-    options = ["--steps", "3", "--seed", "1", "--data", data, "--directory", str(directory)]
-    assert main(["train", *options, *arguments("task.length=8")]) == 0
-    return directory
+    return train_on_text(data, tmp_path_factory.mktemp("runs") / "text")
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +146,21 @@ def test_resume_finishes_a_finished_run(text_run, capsys):
     assert len((text_run / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+def test_pmap_gives_the_same_losses(text_run, data, tmp_path, monkeypatch):
+    """Rounding differs in the last bit or two; there is room for ten times that."""
+    spy = Mock(wraps=jax.pmap)
+    monkeypatch.setattr(jax, "pmap", spy)
+    directory = train_on_text(data, tmp_path / "run", "--parallelism", "pmap")
+    assert spy.called
+    assert json.loads((directory / "config.json").read_text())["parallelism"] == "pmap"
+    losses = [[r["loss"] for r in read_records(run)] for run in (directory, text_run)]
+    assert len(losses[0]) == 3
+    np.testing.assert_allclose(*losses, rtol=2e-6)
+    models = [jax.tree.leaves(load_run(run).model) for run in (directory, text_run)]
+    for a, b in zip(*models, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6)
+
+
 def test_cache_is_the_users(text_run):
     assert jax.config.jax_compilation_cache_dir == os.path.join(
         os.environ["XDG_CACHE_HOME"], "linax_like", "xla"
@@ -156,6 +179,8 @@ def test_cache_is_the_users(text_run):
         (["--set", "model.vocab_size=100"], "`vocab_size` of at least 256"),
         (["--set", "accumulation=3"], "a multiple of accumulation=3"),
         (["--set", "batch_size=3"], "cannot be divided evenly over"),
+        (["--parallelism", "pmap", "--set", "batch_size=3"], "cannot be divided evenly over"),
+        (["--parallelism", "lorem"], "must be one of 'jit', 'pmap'. Received 'lorem'"),
         (["--steps", "0"], "`steps` must be positive"),
         (["--seed", "-1"], "`seed` must be at least 0"),
         (["--data", "missing.txt"], "cannot be read"),

@@ -13,7 +13,6 @@ from jaxtyping import Array
 
 import linax_like as lx
 from linax_like.ops.cross_entropy import cross_entropy
-from linax_like.parallel import data_mesh, replicate, replicated, shard_batch
 from linax_like.tasks import Metrics
 from linax_like.tasks.base import classify
 from linax_like.training import (
@@ -117,29 +116,6 @@ def test_accumulation_weighs_items_not_parts(model, batch):
     close(
         whole.model, jax.tree.map(lambda p, g: p - 0.1 * g, model, gradient), rtol=1e-4, atol=1e-6
     )
-
-
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_several_devices_give_what_one_gives(model, batch, accumulation):
-    cfg = OptimizerConfig(learning_rate=0.01)
-    optimizer = cfg.build(model, 10)
-    results = []
-    for devices in (jax.devices()[:1], jax.devices()[:4]):
-        mesh = data_mesh(devices)
-        step = make_train_step(token_loss, optimizer, seed=0, accumulation=accumulation)
-        step = jax.jit(step, out_shardings=replicated(mesh))
-        state, losses = replicate(mesh, init_state(model, optimizer)), []
-        for _ in range(3):
-            state, report = step(state, shard_batch(mesh, batch))
-            losses.append(float(report.metrics.loss))
-        results.append((losses, jax.device_get(state.model)))
-    assert len(jax.devices()) >= 4
-    close(*results, rtol=1e-4, atol=1e-5)
-
-
-def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match="6 examples cannot be divided evenly over 4 devices"):
-        shard_batch(data_mesh(jax.devices()[:4]), np.zeros(6))
 
 
 def test_parameter_groups(recurrent_model):

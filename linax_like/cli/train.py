@@ -29,6 +29,8 @@ class Train:
     """How many steps to train for."""
     seed: int | None = None
     """Decides the initial weights, the order of the data, and dropout."""
+    parallelism: str | None = None
+    """How the devices share a batch: jit or pmap. The losses are the same, up to rounding."""
     directory: str | None = None
     """The run's folder. By default a new one, runs/<task>-<date>-<number>."""
     resume: bool = False
@@ -61,7 +63,7 @@ class Train:
 
     def _config(self) -> RunConfig:
         config = self._base()
-        given = {"steps": self.steps, "seed": self.seed}
+        given = {"steps": self.steps, "seed": self.seed, "parallelism": self.parallelism}
         for path, value in given.items():
             config = config if value is None else config.updated(path, value)
         if self.data is not None:

@@ -25,14 +25,18 @@ def shard_batch(mesh: Mesh, batch: PyTree) -> PyTree:
 
     **Raises:** `ValueError` if they cannot be.
     """
-    for leaf in jax.tree.leaves(batch):
-        if len(leaf) % mesh.shape[DATA] != 0:
-            raise ValueError(
-                f"A batch of {len(leaf)} examples cannot be divided evenly over "
-                f"{mesh.shape[DATA]} devices: use a multiple of {mesh.shape[DATA]}, or fewer "
-                "devices."
-            )
+    _require_even(mesh, batch)
     return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(DATA)))
+
+
+def stack_shards(mesh: Mesh, batch: PyTree) -> PyTree:
+    """Like `shard_batch`, with an axis of devices in front of that of the examples.
+
+    **Raises:** `ValueError` if they cannot be divided evenly.
+    """
+    _require_even(mesh, batch)
+    cut = lambda leaf: leaf.reshape(mesh.size, len(leaf) // mesh.size, *leaf.shape[1:])
+    return jax.device_put(jax.tree.map(cut, batch), NamedSharding(mesh, PartitionSpec(DATA)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -43,3 +47,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
     """Puts a copy of every array on every device of the mesh."""
     return jax.device_put(tree, replicated(mesh))
+
+
+def _require_even(mesh: Mesh, batch: PyTree) -> None:
+    for leaf in jax.tree.leaves(batch):
+        if len(leaf) % mesh.size != 0:
+            raise ValueError(
+                f"A batch of {len(leaf)} examples cannot be divided evenly over {mesh.size} "
+                f"devices: use a multiple of {mesh.size}, or fewer devices."
+            )

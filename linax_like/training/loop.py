@@ -9,14 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax
 import jax.random as jr
 import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from ..parallel import data_mesh, replicate, replicated, shard_batch
+from ..parallel import DATA, data_mesh, jit_step, pmap_step, replicate, shard_batch
 from ..parameters import count_parameters
 from ..tasks import AbstractTask
 from .checkpoint import CheckpointStore
@@ -75,8 +74,7 @@ def train(
     ):
         meter = _Meter(config, task.tokens_per_example, (log.write, bar.update))
         for index in range(start, config.steps):
-            batch = shard_batch(mesh, task.batch(config.seed, index, config.batch_size))
-            state, report = step(state, batch)
+            state, report = step(state, task.batch(config.seed, index, config.batch_size))
             meter.add(index + 1, report)
             stopped, done = interrupted.is_set(), index + 1 == config.steps
             if stopped or done or (index + 1) % config.checkpoint_every == 0:
@@ -147,14 +145,16 @@ def _prepare(
 def _compile(
     config: RunConfig, task: AbstractTask, mesh: Mesh, optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, PyTree], tuple[TrainState, Report]]:
+    mapped = config.parallelism == "pmap"
     step = make_train_step(
         task.loss,
         optimizer,
         seed=config.seed,
         accumulation=config.accumulation,
         average=config.optimizer.average,
+        axis_name=DATA if mapped else None,
     )
-    return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
+    return pmap_step(mesh, step) if mapped else jit_step(mesh, step)
 
 
 def _items(state: TrainState) -> dict[str, PyTree]:

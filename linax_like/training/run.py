@@ -13,13 +13,13 @@ import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax.random as jr
 from jaxtyping import PyTree
 
-from ..config import AbstractConfig, require, require_positive
+from ..config import AbstractConfig, require, require_choice, require_positive
 from ..files import write_atomically
 from ..models import LanguageModelConfig, SequenceModelConfig
 from ..tasks import AbstractTaskConfig
@@ -33,6 +33,8 @@ class RunConfig(AbstractConfig):
 
     - `batch_size`: examples per step, over all devices.
     - `accumulation`: parts that a batch is computed in, to save memory.
+    - `parallelism`: how the devices share a batch. `"jit"` leaves it to the compiler, `"pmap"` gives
+        each its part with `jax.pmap`. The losses are the same, up to rounding.
     - `seed`: decides the initial weights, the order of the data, and dropout.
     - `log_every`, `checkpoint_every`: in steps. The last step is logged and kept in any case.
     """
@@ -43,6 +45,7 @@ class RunConfig(AbstractConfig):
     steps: int = 1000
     batch_size: int = 16
     accumulation: int = 1
+    parallelism: Literal["jit", "pmap"] = "jit"
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 100
@@ -50,6 +53,7 @@ class RunConfig(AbstractConfig):
     def __post_init__(self):
         require_positive(self, "steps", "batch_size", "accumulation")
         require_positive(self, "log_every", "checkpoint_every")
+        require_choice(self, "parallelism")
         require(self.seed >= 0, self, "seed", "at least 0")
         divides = self.batch_size % self.accumulation == 0
         require(divides, self, "batch_size", f"a multiple of accumulation={self.accumulation}")

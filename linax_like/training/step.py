@@ -10,6 +10,7 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Int, Key, PyTree
 
+from ..ops.varying import vary_together
 from ..parameters import trainable
 from ..tasks import Metrics
 from ..types import Scalar
@@ -58,6 +59,7 @@ def make_train_step(
     seed: int,
     accumulation: int = 1,
     average: float | None = None,
+    axis_name: str | None = None,
 ) -> Callable[[TrainState, PyTree[Array]], tuple[TrainState, Report]]:
     """A pure function of state and batch. Under `jit`, donate the state: `donate_argnums=0`.
 
@@ -65,12 +67,14 @@ def make_train_step(
     - `accumulation`: how many parts a batch is cut into, one after the other, to save memory. The
         result is that of the whole batch.
     - `average`: decay per step of the running mean of the weights.
+    - `axis_name`: of the axis of devices under `jax.pmap` or `jax.shard_map`, where a step gets its
+        device's part of the batch. The result is that of the whole batch.
     """
 
     def step(state: TrainState, batch: PyTree[Array]) -> tuple[TrainState, Report]:
         parameters, frozen = eqx.partition(state.model, trainable(state.model))
-        size = len(jax.tree.leaves(batch)[0])
-        keys = jr.split(jr.fold_in(jr.key(seed), state.step), size)
+        key = jr.fold_in(jr.key(seed), state.step)
+        keys = _example_keys(key, len(jax.tree.leaves(batch)[0]), axis_name)
 
         def objective(parameters: PyTree, examples: PyTree):
             metrics = loss(eqx.combine(parameters, frozen), *examples)
@@ -78,6 +82,8 @@ def make_train_step(
 
         gradient = jax.grad(objective, has_aux=True)
         gradients, metrics = _sum_over_parts(gradient, accumulation, parameters, (batch, keys))
+        if axis_name is not None:
+            gradients, metrics = jax.lax.psum((gradients, metrics), axis_name)
         gradients = jax.tree.map(lambda leaf: leaf / metrics.items, gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, parameters)
         model = eqx.combine(optax.apply_updates(parameters, updates), frozen)
@@ -88,16 +94,27 @@ def make_train_step(
     return step
 
 
+def _example_keys(key: Key[Array, ""], size: int, axis_name: str | None) -> Key[Array, " {size}"]:
+    """A key for every example that is here, by its place in the whole batch."""
+    if axis_name is None:
+        return jr.split(key, size)
+    shape = (jax.lax.axis_size(axis_name), size)
+    return jr.split(key, shape)[jax.lax.axis_index(axis_name)]
+
+
 def _sum_over_parts(
     gradient: Callable, parts: int, parameters: PyTree, examples: PyTree
 ) -> PyTree:
     """`gradient(parameters, examples)`, a sum over examples, computed part by part."""
+    # `jax.shard_map` sums the gradient of what is the same on every device over them, unasked.
+    parameters, _ = vary_together(parameters, examples)
     if parts == 1:
         return gradient(parameters, examples)
     # Part i takes every `parts`-th example, so that examples stay on their devices.
     cut = lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1)
     shapes = jax.eval_shape(gradient, parameters, examples)
-    total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = vary_together(zeros, examples)
 
     def add(total: PyTree, part: PyTree) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, gradient(parameters, part)), None
