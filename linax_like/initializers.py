@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
+from numpy.typing import ArrayLike, NDArray
 
 
 Shape = tuple[int, ...]
+Factor = float | NDArray[np.floating]
 Kind = Literal["normal", "truncated", "uniform"]
 
 _BLOCK = 1 << 16  # numbers per draw
@@ -28,8 +30,14 @@ def split(key: PRNGKeyArray, count: int) -> list[PRNGKeyArray]:
     return [jr.fold_in(key, i) for i in range(count)]
 
 
-def normal(key: PRNGKeyArray, shape: Shape, std: float = 1.0) -> Float[Array, "..."]:
-    """Gaussian of mean 0."""
+def constant(value: ArrayLike, shape: Shape | None = None) -> Float[Array, "..."]:
+    """Numbers known beforehand, in float32; broadcast to a shape, if given."""
+    values = np.asarray(value, np.float32)
+    return jax.device_put(values if shape is None else np.full(shape, values))
+
+
+def normal(key: PRNGKeyArray, shape: Shape, std: Factor = 1.0) -> Float[Array, "..."]:
+    """Gaussian of mean 0; `std` may be an array that broadcasts to the shape."""
     return _finish(_draw(key, shape, "normal"), shape, std, 0.0)
 
 
@@ -56,7 +64,7 @@ def stack(arrays: Sequence[Array]) -> Array:
     """`jnp.stack`, on the host where possible."""
     if any(isinstance(array, jax.core.Tracer) for array in arrays):
         return jnp.stack(arrays)
-    return jnp.asarray(np.stack(arrays))
+    return jax.device_put(np.stack(arrays))
 
 
 def _draw(key: PRNGKeyArray, shape: Shape, kind: Kind) -> list[Float[Array, " block"]]:
@@ -77,9 +85,11 @@ def _draw_block(key: PRNGKeyArray, kind: Kind) -> Float[Array, " block"]:
             return jr.uniform(key, (_BLOCK,), jnp.float32)
 
 
-def _finish(blocks: list[Array], shape: Shape, factor: float, offset: float) -> Array:
+def _finish(blocks: list[Array], shape: Shape, factor: Factor, offset: float) -> Array:
     size = math.prod(shape)
     if any(isinstance(block, jax.core.Tracer) for block in blocks):
         return jnp.concatenate(blocks)[:size].reshape(shape) * factor + offset
     flat = np.concatenate([np.zeros(0, np.float32), *blocks])[:size]
-    return jnp.asarray(flat.reshape(shape) * np.float32(factor) + np.float32(offset))
+    return jax.device_put(
+        flat.reshape(shape) * np.asarray(factor, np.float32) + np.float32(offset)
+    )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .config import AbstractConfig, require_positive
+from .initializers import constant
 from .precision import upcast
 
 
@@ -79,7 +80,7 @@ class RMSNorm(AbstractNorm):
     def __init__(self, in_features: int, cfg: RMSNormConfig, key: PRNGKeyArray):
         self.config = cfg
         self.in_features = in_features
-        self.weight = jnp.ones((in_features,))
+        self.weight = constant(1, (in_features,))
 
     def __call__(self, x: Float[Array, "*shape features"]) -> Float[Array, "*shape features"]:
         wide = upcast(x)
@@ -99,8 +100,8 @@ class LayerNorm(AbstractNorm):
     def __init__(self, in_features: int, cfg: LayerNormConfig, key: PRNGKeyArray):
         self.config = cfg
         self.in_features = in_features
-        self.weight = jnp.ones((in_features,))
-        self.bias = jnp.zeros((in_features,)) if cfg.use_bias else None
+        self.weight = constant(1, (in_features,))
+        self.bias = constant(0, (in_features,)) if cfg.use_bias else None
 
     def __call__(self, x: Float[Array, "*shape features"]) -> Float[Array, "*shape features"]:
         wide = upcast(x)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from ..channel_mixers import AbstractChannelMixer, AbstractChannelMixerConfig, SwiGLUConfig
 from ..config import require, require_choice
 from ..context import SequenceContext
-from ..initializers import split
+from ..initializers import constant, split
 from ..norms import AbstractNorm, AbstractNormConfig, RMSNormConfig
 from ..sequence_mixers import (
     AbstractRecurrentMixer,
@@ -182,7 +182,7 @@ class ResidualBlock(AbstractBlock):
 
 
 def _layer_scale(cfg: ResidualBlockConfig, in_features: int) -> Float[Array, " features"] | None:
-    return None if cfg.layer_scale is None else jnp.full((in_features,), cfg.layer_scale)
+    return None if cfg.layer_scale is None else constant(cfg.layer_scale, (in_features,))
 
 
 def _keep(y: Array, rate: float, uniform: Array) -> Array:

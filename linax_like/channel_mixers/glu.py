@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..config import require_positive
-from ..initializers import linear_weight, normal, split
+from ..initializers import constant, linear_weight, normal, split
 from ..precision import linear
 from .base import AbstractChannelMixer, AbstractChannelMixerConfig, require_width
 from .mlp import MLP, MLPConfig
@@ -86,9 +85,9 @@ class GLU(AbstractChannelMixer):
         self.config = cfg
         self.in_features = in_features
         self.weight = normal(weight_key, (in_features, in_features), std)
-        self.bias = jnp.zeros((in_features,)) if cfg.use_bias else None
+        self.bias = constant(0, (in_features,)) if cfg.use_bias else None
         self.gate_weight = linear_weight(gate_key, in_features, in_features)
-        self.gate_bias = jnp.zeros((in_features,)) if cfg.use_bias else None
+        self.gate_bias = constant(0, (in_features,)) if cfg.use_bias else None
 
     def __call__(
         self, x: Float[Array, "*shape features"], key: PRNGKeyArray | None = None

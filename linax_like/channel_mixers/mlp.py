@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..config import require_choice, require_positive
-from ..initializers import normal, split
+from ..initializers import constant, normal, split
 from ..precision import linear
 from .base import AbstractChannelMixer, AbstractChannelMixerConfig, require_width
 
@@ -79,8 +79,8 @@ class MLP(AbstractChannelMixer):
         for layer_key in keys:
             weight_key, gate_key = split(layer_key, 2)
             draw = partial(normal, shape=(hidden, width), std=1 / math.sqrt(width * size))
-            bias = jnp.zeros((hidden,)) if cfg.use_bias else None
-            gate_bias = jnp.zeros((hidden,)) if cfg.use_bias and gated else None
+            bias = constant(0, (hidden,)) if cfg.use_bias else None
+            gate_bias = constant(0, (hidden,)) if cfg.use_bias and gated else None
             gate_weight = draw(gate_key) if gated else None
             layers.append(HiddenLayer(draw(weight_key), bias, gate_weight, gate_bias))
             width, size = hidden, mean_square
@@ -88,7 +88,7 @@ class MLP(AbstractChannelMixer):
         self.in_features = in_features
         self.hidden_layers = tuple(layers)
         self.out_proj = normal(out_key, (in_features, width), 1 / math.sqrt(width * size))
-        self.out_bias = jnp.zeros((in_features,)) if cfg.use_bias else None
+        self.out_bias = constant(0, (in_features,)) if cfg.use_bias else None
 
     def __call__(
         self, x: Float[Array, "*shape features"], key: PRNGKeyArray | None = None

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..context import SequenceContext
-from ..initializers import linear_weight
+from ..initializers import constant, linear_weight
 from ..precision import linear
 from ..types import Signal
 from .base import AbstractEncoder, AbstractEncoderConfig
@@ -38,7 +37,7 @@ class LinearEncoder(AbstractEncoder):
     ):
         self.config = cfg
         self.weight = linear_weight(key, in_features, out_features)
-        self.bias = jnp.zeros((out_features,)) if cfg.use_bias else None
+        self.bias = constant(0, (out_features,)) if cfg.use_bias else None
 
     @property
     def uses(self) -> frozenset[str]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..config import require_choice
 from ..context import SequenceContext
-from ..initializers import linear_weight
+from ..initializers import constant, linear_weight
 from ..precision import linear, upcast
 from ..types import Aux, Signal
 from .base import AbstractHead, AbstractHeadConfig, Logits
@@ -50,7 +50,7 @@ class ClassificationHead(AbstractHead):
     ):
         self.config = cfg
         self.weight = linear_weight(key, in_features, out_features)
-        self.bias = jnp.zeros((out_features,))
+        self.bias = constant(0, (out_features,))
 
     def __call__(self, x: Signal, aux: Aux, *, context: SequenceContext) -> Logits:
         pooled = pool(x, self.config.pooling, context)

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..config import require_choice
 from ..context import SequenceContext
-from ..initializers import linear_weight
+from ..initializers import constant, linear_weight
 from ..precision import linear, upcast
 from ..types import Aux, Signal
 from .base import AbstractHead, AbstractHeadConfig, Values
@@ -44,7 +43,7 @@ class RegressionHead(AbstractHead):
     ):
         self.config = cfg
         self.weight = linear_weight(key, in_features, out_features)
-        self.bias = jnp.zeros((out_features,))
+        self.bias = constant(0, (out_features,))
 
     def __call__(self, x: Signal, aux: Aux, *, context: SequenceContext) -> Values:
         pooled = pool(x, self.config.pooling, context)

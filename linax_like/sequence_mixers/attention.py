@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..config import require, require_positive
 from ..context import SequenceContext
-from ..initializers import linear_weight, split
+from ..initializers import constant, linear_weight, split
 from ..norms import RMSNorm, RMSNormConfig
 from ..ops.attention import attention
 from ..ops.attention.ring_buffer import append, chronological
@@ -125,10 +125,10 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         self.k_proj = linear_weight(k_key, in_features, kv_size)
         self.v_proj = linear_weight(v_key, in_features, kv_size)
         self.out_proj = linear_weight(out_key, q_size, in_features)
-        self.q_bias = jnp.zeros((q_size,)) if cfg.use_bias else None
-        self.k_bias = jnp.zeros((kv_size,)) if cfg.use_bias else None
-        self.v_bias = jnp.zeros((kv_size,)) if cfg.use_bias else None
-        self.out_bias = jnp.zeros((in_features,)) if cfg.use_bias else None
+        self.q_bias = constant(0, (q_size,)) if cfg.use_bias else None
+        self.k_bias = constant(0, (kv_size,)) if cfg.use_bias else None
+        self.v_bias = constant(0, (kv_size,)) if cfg.use_bias else None
+        self.out_bias = constant(0, (in_features,)) if cfg.use_bias else None
         norm = RMSNormConfig()
         self.q_norm = norm.build(self.head_dim, norm_key) if cfg.qk_norm else None
         self.k_norm = norm.build(self.head_dim, norm_key) if cfg.qk_norm else None

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..config import require, require_positive
 from ..context import SequenceContext
-from ..initializers import linear_weight, normal, split
+from ..initializers import constant, linear_weight, normal, split
 from ..ops.long_conv import long_conv, long_conv_flops, long_conv_packed
 from ..ops.short_conv import short_conv, short_conv_step
 from ..ops.whole_sequence import WholeSequence
@@ -90,13 +90,13 @@ class HyenaSequenceMixer(AbstractRecurrentMixer[HyenaState]):
         self.config = cfg
         self.in_features = in_features
         self.in_proj = linear_weight(in_key, in_features, projections)
-        self.in_bias = jnp.zeros((projections,))
+        self.in_bias = constant(0, (projections,))
         self.short_weight = normal(short_key, (width, projections), 1 / math.sqrt(width))
-        self.short_bias = jnp.zeros((projections,))
+        self.short_bias = constant(0, (projections,))
         self.filter = cfg.filter.build((cfg.order - 1) * in_features, filter_key)
         self.skip = normal(skip_key, ((cfg.order - 1) * in_features,))
         self.out_proj = linear_weight(out_key, in_features, in_features)
-        self.out_bias = jnp.zeros((in_features,))
+        self.out_bias = constant(0, (in_features,))
 
     @property
     def causal(self) -> bool:

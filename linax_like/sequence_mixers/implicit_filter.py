@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..config import AbstractConfig, require, require_positive
-from ..initializers import linear_weight, normal, split, uniform
+from ..initializers import constant, linear_weight, normal, split, uniform
 from ..precision import linear
 
 
@@ -68,18 +68,17 @@ class ImplicitFilter(eqx.Module):
         # Windows of different lengths, each filter with an energy of about 1: a sine's is 1/2.
         energy = 2 * _decay_rates(cfg, in_features) / cfg.time_scale
         std = np.sqrt(2 * np.minimum(energy, 1) / cfg.hidden_features)
-        out = normal(out_key, (in_features, cfg.hidden_features))
         self.config = cfg
         self.in_features = in_features
         self.weights = (
             *(linear_weight(k, *pair) for k, pair in zip(keys, _pairs(sizes), strict=False)),
-            out * jnp.asarray(std, jnp.float32)[:, None],
+            normal(out_key, (in_features, cfg.hidden_features), std[:, None]),
         )
         self.biases = tuple(
             uniform(k, (cfg.hidden_features,), -1 / math.sqrt(size), 1 / math.sqrt(size))
             for k, size in zip(keys[cfg.hidden_layers :], sizes[:-1], strict=True)
         )
-        self.frequency = jnp.full((cfg.hidden_features,), cfg.sine_frequency)
+        self.frequency = constant(cfg.sine_frequency, (cfg.hidden_features,))
 
     def __call__(
         self, length: int, dtype: DTypeLike = jnp.float32

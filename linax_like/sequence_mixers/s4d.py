@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..config import require, require_choice, require_positive
 from ..context import SequenceContext
-from ..initializers import normal, split, uniform
+from ..initializers import constant, normal, split, uniform
 from ..ops.complex_pair import ComplexPair, exp, multiply, scale
 from ..ops.diagonal_state_space import impulse_response, read_out, recurrence
 from ..ops.discretize import discretize_gain
@@ -81,8 +81,8 @@ class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         step_range = math.log(cfg.dt_min), math.log(cfg.dt_max)
         self.config = cfg
         self.in_features = in_features
-        self.log_decay = jnp.asarray(np.log(-eigenvalues.real), jnp.float32)
-        self.frequency = jnp.asarray(eigenvalues.imag, jnp.float32)
+        self.log_decay = constant(np.log(-eigenvalues.real))
+        self.frequency = constant(eigenvalues.imag)
         self.log_step = uniform(step_key, (in_features,), *step_range)
         self.out_proj = normal(out_key, (2, *shape), math.sqrt(0.5))  # E|C|² = 1
         self.skip = normal(skip_key, (in_features,))

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..config import require, require_choice, require_positive
 from ..context import SequenceContext
-from ..initializers import normal, split, truncated_normal, uniform
+from ..initializers import constant, normal, split, truncated_normal, uniform
 from ..ops.complex_linear import project_in, project_out, scale_rows
 from ..ops.complex_pair import add, ComplexPair, multiply
 from ..ops.discretize import discretize_decay, discretize_gain
@@ -100,10 +100,10 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         in_weight = normal(in_key, (cfg.state_dim, in_features), 1 / math.sqrt(in_features))
         self.config = cfg
         self.in_features = in_features
-        self.eigenvalues_real = jnp.asarray(eigenvalues.real, jnp.float32)
-        self.eigenvalues_imag = jnp.asarray(eigenvalues.imag, jnp.float32)
+        self.eigenvalues_real = constant(eigenvalues.real)
+        self.eigenvalues_imag = constant(eigenvalues.imag)
         self.log_step = uniform(step_key, shape, math.log(cfg.dt_min), math.log(cfg.dt_max))
-        rotate = jnp.asarray(np.stack([basis.real.T, -basis.imag.T]), jnp.float32)
+        rotate = constant(np.stack([basis.real.T, -basis.imag.T]))
         self.in_proj = rotate @ in_weight
         self.out_proj = _draw_out_proj(out_key, in_features, cfg)
         self.reverse_out_proj = None
@@ -253,4 +253,4 @@ def _draw_out_proj(
     # The real and the imaginary part of C₀ V, from those of C₀ side by side.
     real, imag = basis.real, basis.imag
     rotate = np.stack([np.concatenate([real, -imag]), np.concatenate([imag, real])])
-    return weight @ jnp.asarray(rotate, jnp.float32)
+    return weight @ constant(rotate)
