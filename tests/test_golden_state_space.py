@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from complex_arrays import as_complex
 
 import linax_like as lx
-from linax_like.ops.complex_pair import as_complex, ComplexPair
+from linax_like.ops.complex_pair import ComplexPair
 from linax_like.ops.discretize import discretize_gain
 from linax_like.ops.hippo import diagonal_legs
 

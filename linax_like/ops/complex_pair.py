@@ -8,7 +8,6 @@ complex code slowly, and accelerator kernels have no complex dtype.
 
 from typing import NamedTuple, overload
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -65,12 +64,3 @@ def expm1(x: ComplexPair) -> ComplexPair:
     """`exp(x) - 1` without cancellation near 0: exp(r) cos θ - 1 = expm1(r) - 2 exp(r) sin²(θ/2)."""
     radius, half = jnp.exp(x.real), jnp.sin(x.imag / 2)
     return ComplexPair(jnp.expm1(x.real) - 2 * radius * half * half, radius * jnp.sin(x.imag))
-
-
-def as_complex(x: ComplexPair) -> Array:
-    """The same numbers as one complex array."""
-    return jax.lax.complex(x.real, x.imag)
-
-
-def from_complex(x: Array) -> ComplexPair:
-    return ComplexPair(jnp.real(x), jnp.imag(x))

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from complex_arrays import as_complex
 
 from linax_like.ops import ComplexPair, discretize_decay, discretize_gain
-from linax_like.ops.complex_pair import as_complex
 from linax_like.ops.hippo import (
     block_diagonal_legs,
     diagonal_legs,

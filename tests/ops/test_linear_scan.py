@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from complex_arrays import as_complex, from_complex
 from jax import P
 
 from linax_like.ops import ComplexPair, final_state, linear_scan
-from linax_like.ops.complex_pair import as_complex, from_complex
 
 
 TIME, STATE = 13, 3
