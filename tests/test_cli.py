@@ -266,17 +266,13 @@ def test_wrong_commands_leave_with_status_2(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", [(0, 1, 2)])
-def test_the_default_run_learns_text(seeds, tmp_path):
-    results = [trained(tmp_path / str(seed), "--seed", str(seed)) for seed in seeds]
-    assert sum(result["bits_per_byte"] for result in results) / len(seeds) <= 1.75
+def test_the_default_run_learns_text(tmp_path):
+    assert trained(tmp_path / "run")["bits_per_byte"] <= 1.75
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", [(0, 1, 2)])
-def test_the_default_run_learns_digits(seeds, tmp_path):
-    results = [trained(tmp_path / str(seed), "digits", "--seed", str(seed)) for seed in seeds]
-    assert sum(result["accuracy"] for result in results) / len(seeds) >= 0.975
+def test_the_default_run_learns_digits(tmp_path):
+    assert trained(tmp_path / "run", "digits")["accuracy"] >= 0.975
 
 
 def trained(directory, *options: str) -> dict[str, float]:
