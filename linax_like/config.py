@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import json
 import types
@@ -19,7 +20,25 @@ Config = TypeVar("Config", bound="AbstractConfig")
 
 @dataclass(frozen=True)
 class AbstractConfig:
-    """A frozen, hashable value: plain Python numbers, strings, tuples, and other configs."""
+    """A frozen, hashable value: plain Python numbers, strings, tuples, and other configs.
+
+    Arguments are checked against the annotations of the fields before `__post_init__` sees them.
+    """
+
+    def __new__(cls, *args, **kwargs):
+        hints = _hints(cls)
+        for name in kwargs:
+            if name not in hints:
+                raise ValueError(
+                    f"`{cls.__name__}` has no field `{name}`. {_suggest(name, list(hints))}"
+                )
+        for name, value in (dict(zip(hints, args, strict=False)) | kwargs).items():
+            if not _fits(value, hints[name]):
+                described = _describe(hints[name])
+                raise ValueError(
+                    f"`{cls.__name__}.{name}` must be {described}. Received {value!r}."
+                )
+        return super().__new__(cls)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary. Every config in it carries its class name under `"type"`."""
@@ -76,7 +95,7 @@ def require_positive(config: AbstractConfig, *fields: str) -> None:
 
 def require_choice(config: AbstractConfig, *fields: str) -> None:
     """Checks fields annotated with a `Literal` against it."""
-    hints = typing.get_type_hints(type(config))
+    hints = _hints(type(config))
     for field in fields:
         choices = typing.get_args(hints[field])
         law = "one of " + ", ".join(map(repr, choices))
@@ -109,14 +128,13 @@ def _decode_config(data: Mapping[str, Any], hint: Any, where: str) -> AbstractCo
     expected = [h for h in _alternatives(hint) if isinstance(h, type)]
     if expected and not issubclass(cls, tuple(expected)):
         raise ValueError(f"`{where}` must be {_describe(hint)}. Received a `{cls.__name__}`.")
-    hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
+    hints = _hints(cls)
     fields = {}
     for key, value in data.items():
         if key == "type":
             continue
-        if key not in names:
-            raise ValueError(f"`{where}` has no field `{key}`. {_suggest(key, names)}")
+        if key not in hints:
+            raise ValueError(f"`{where}` has no field `{key}`. {_suggest(key, list(hints))}")
         fields[key] = _decode(value, hints[key], f"{where}.{key}")
     missing = [
         f.name
@@ -150,6 +168,13 @@ def _find_class(name: Any, where: str) -> type[AbstractConfig]:
     raise ValueError(f"`{where}` has the type {name!r}, which is not a config of linax_like.")
 
 
+@functools.lru_cache
+def _hints(cls: type[AbstractConfig]) -> dict[str, Any]:
+    """The annotations of a config's fields, in their order."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
 def _alternatives(hint: Any) -> tuple:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return typing.get_args(hint)
@@ -163,8 +188,15 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in typing.get_args(hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_fits(value, h) for h in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        hints = typing.get_args(hint)
+        if isinstance(value, tuple) and len(hints) == 2 and hints[1] is Ellipsis:
+            hints = (hints[0],) * len(value)
+        if not isinstance(value, tuple) or len(hints) != len(value):
+            return False
+        return all(map(_fits, value, hints))
     if not isinstance(hint, type):
-        return False  # a tuple or a config, and the value is neither
+        return True  # nothing that is known here
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, (int, float) if hint is float else hint)

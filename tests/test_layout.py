@@ -32,8 +32,8 @@ LAYERS = [
 ]
 # The parts of the first layers may import each other; those of a later one are independent.
 LOW = 2
-# `replace` hands its keywords to a constructor, which knows their names.
-SINKS = {("context.py", "replace")}
+# These hand their keywords to a constructor, which knows their names.
+SINKS = {("context.py", "replace"), ("config.py", "__new__")}
 HEAVY = (
     "optax",
     "orbax",
