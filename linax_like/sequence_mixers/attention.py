@@ -150,7 +150,7 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
             return x
         x, packed, permutation = compact(x, context)
         q, k, v = self._project(x, packed.positions_from(jnp.zeros((), jnp.int32), len(x)))
-        y = self._attend(q, k, v, packed.segment_ids, packed.mask)
+        y = self._attend(q, k, v, packed.segment_ids, packed.mask, padding_last=True)
         return context.blank_padding(reorder(y, permutation))
 
     def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> AttentionState:
@@ -186,6 +186,7 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
             jnp.concatenate([state.values[slots], v]),
             documents,
             jnp.concatenate([stored, real]),
+            padding_last=False,
         )
         y = self._refuse_overflow(y, counts, len(state.keys))
         state = self._store(state, k, v, counts, real, resets)
@@ -246,6 +247,7 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         v: Float[Array, "keys kv_heads head"],
         segment_ids: Int[Array, " keys"] | None,
         mask: Bool[Array, " keys"] | None,
+        padding_last: bool,
     ) -> Signal:
         causal, window, soft_cap = self.config.causal, self.config.window, self.config.soft_cap
         y = attention(
@@ -256,6 +258,7 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
             window=window,
             segment_ids=segment_ids,
             mask=mask,
+            padding_last=padding_last,
             soft_cap=soft_cap,
         )
         return self._readout(y)

@@ -159,6 +159,20 @@ def test_batches():
     np.testing.assert_allclose(y[1], loop(*(x[1] for x in inputs)), atol=2e-6)
 
 
+def test_batches_over_an_explicit_mesh_axis():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    split = jax.NamedSharding(mesh, jax.P("data"))
+    inputs = jax.tree.map(lambda x: jnp.stack([x] * 8), operands())
+    with jax.set_mesh(mesh):
+        inputs = jax.device_put(inputs, split)
+        y, pullback = jax.vjp(jax.vmap(attention), *inputs)
+        gradients = pullback(y)
+    want, pullback = jax.vjp(attention, *operands())
+    np.testing.assert_allclose(np.asarray(y)[5], want, atol=2e-6)
+    for got, expected in zip(gradients, pullback(want), strict=True):
+        np.testing.assert_allclose(np.asarray(got)[5], expected, atol=2e-5)
+
+
 @pytest.mark.parametrize("time", [0, 1, 8])
 def test_a_sequence_of_at_most_one_block(time):
     inputs = operands(time=time, keys=time)

@@ -1,34 +1,10 @@
 """Attention by its definition: every score is materialised."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from ...precision import upcast
-
-
-class Rules(NamedTuple):
-    """The static part of attention: which keys a query sees by index, and how it scores them.
-
-    - `offset`: the index of the key that stands where the first query stands.
-    """
-
-    causal: bool
-    window: int | None
-    offset: int
-    scale: float
-    soft_cap: float | None
-
-    def visible(self, query, key):
-        """Whether queries at these indices see keys at those, shape `(queries, keys)`."""
-        distance = (query + self.offset)[:, None] - key[None, :]
-        seen = jnp.ones(distance.shape, bool)
-        if self.causal:
-            seen = distance >= 0
-        if self.window is not None:
-            seen = seen & (jnp.abs(distance) < self.window)
-        return seen
+from .case import Rules
 
 
 def reference_attention(q, k, v, segment_ids, mask, rules: Rules):

@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 from ...precision import accumulation_dtype
 from ..varying import vary_together
-from .reference import Rules
+from .case import Rules
 
 
 # Queries and keys in a block. A CPU wants the scores in its cache, an accelerator large products.
@@ -27,30 +27,18 @@ CPU_BLOCK = 128
 ACCELERATOR_BLOCK = 512
 
 
-def xla_attention(q, k, v, segment_ids, mask, rules: Rules):
-    """As `reference_attention`."""
-    return _attend(*vary_together(q, k, v, segment_ids, mask), rules)
+def forward(q, k, v, segment_ids, mask, rules: Rules):
+    """The output in the dtype of `q`, and the log-sum-exp of every query, inf if it sees no key."""
+    y, log_sum = _by_platform(_forward, (q, k, v, segment_ids, mask), rules)
+    return y.astype(q.dtype), log_sum
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend(q, k, v, segment_ids, mask, rules):
-    return _attend_forward(q, k, v, segment_ids, mask, rules)[0]
-
-
-def _attend_forward(q, k, v, segment_ids, mask, rules):
-    operands = (q, k, v, segment_ids, mask)
-    y, log_sum = _by_platform(_forward, operands, rules)
-    return y, (operands, y, log_sum)
-
-
-def _attend_backward(rules, residuals, dy):
-    operands, y, log_sum = residuals
-    delta = jnp.sum(dy * y, axis=-1)
-    gradients = _by_platform(_backward, (*operands, dy, log_sum, delta), rules)
-    return *(g.astype(x.dtype) for g, x in zip(gradients, operands, strict=False)), None, None
-
-
-_attend.defvjp(_attend_forward, _attend_backward)
+def backward(q, k, v, segment_ids, mask, y, log_sum, dy, rules: Rules):
+    """The gradients of q, k and v, given what `forward` returned."""
+    delta = jnp.sum(dy.astype(log_sum.dtype) * y.astype(log_sum.dtype), axis=-1)
+    operands = (q, k, v, segment_ids, mask, dy, log_sum, delta)
+    gradients = _by_platform(_backward, operands, rules)
+    return tuple(g.astype(x.dtype) for g, x in zip(gradients, (q, k, v), strict=True))
 
 
 def _by_platform(compute, operands, rules):
@@ -145,18 +133,9 @@ def _scores(blocks, i, j, rules):
     return jnp.where(seen, s, -jnp.inf), slope
 
 
-def _seen_blocks(blocks, i, rules):
+def _seen_blocks(blocks, i, rules) -> tuple[Array, Array]:
     """The first key block that query block `i` sees, and the one after the last."""
-    queries, keys = blocks.q.shape[-2], blocks.k.shape[-2]
-    first = i * queries + rules.offset
-    last = first + queries - 1
-    low, high = jnp.zeros_like(i), jnp.full_like(i, len(blocks.k))
-    if rules.window is not None:
-        low = jnp.maximum(low, (first - rules.window + 1) // keys)
-        high = jnp.minimum(high, (last + rules.window - 1) // keys + 1)
-    if rules.causal:
-        high = jnp.minimum(high, last // keys + 1)
-    return low, high
+    return rules.seen_blocks(i, blocks.q.shape[-2], blocks.k.shape[-2], len(blocks.k))
 
 
 def _in_blocks(q, k, v, segment_ids, mask, rules, block):
@@ -193,7 +172,9 @@ def _query_blocks(x, size, kv_heads):
 
 def _join_queries(x, time):
     x = jnp.moveaxis(x, 3, 1)
-    return x.reshape(x.shape[0] * x.shape[1], -1, *x.shape[4:])[:time]
+    # One pair of axes at a time: all that JAX can do where the batch is explicitly sharded.
+    x = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[:time]
+    return x.reshape(time, x.shape[1] * x.shape[2], *x.shape[3:])
 
 
 def _join_keys(x, time):
