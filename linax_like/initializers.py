@@ -14,8 +14,9 @@ import jax.core
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 
 Shape = tuple[int, ...]
