@@ -111,7 +111,7 @@ class HyenaSequenceMixer(AbstractRecurrentMixer[HyenaState]):
     def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> HyenaState:
         cfg, dtype = self.config, dtype or jnp.float32
         return HyenaState(
-            jnp.zeros((cfg.short_width - 1, len(self.in_proj)), dtype),
+            jnp.zeros((cfg.short_width - 1, len(self.in_proj)), accumulation_dtype(dtype)),
             jnp.zeros((cfg.order - 1, max_length, self.in_features), dtype),
             jnp.zeros((), jnp.int32),
         )

@@ -84,29 +84,27 @@ class ImplicitFilter(eqx.Module):
         self, length: int, dtype: DTypeLike = jnp.float32
     ) -> Float[Array, "lags channels"]:
         """The kernels at the lags 0, 1, …, length - 1."""
-        hidden = jnp.asarray(positional_features(self.config, length), dtype)
-        frequency = self.frequency.astype(dtype)
+        lags = jnp.arange(length, dtype=dtype)
+        hidden, frequency = positional_features(self.config, lags), self.frequency.astype(dtype)
         for weight, bias in zip(self.weights, self.biases, strict=False):
             hidden = jnp.sin(frequency * (linear(hidden, weight) + bias.astype(dtype)))
-        window = np.exp(
-            -np.outer(_times(self.config, length), _decay_rates(self.config, self.in_features))
-        )
-        return linear(hidden, self.weights[-1]) * jnp.asarray(
-            window + self.config.decay_shift, dtype
-        )
+        rates = jnp.asarray(_decay_rates(self.config, self.in_features), dtype)
+        window = jnp.exp(-_time(self.config, lags) * rates) + self.config.decay_shift
+        return linear(hidden, self.weights[-1]) * window
 
 
-def positional_features(cfg: ImplicitFilterConfig, length: int) -> Float[np.ndarray, "lags size"]:
-    """z at the lags 0, 1, …: time, cosines and negated sines."""
-    frequencies = np.linspace(1e-4, cfg.bands - 1, cfg.bands)
-    angles = 2 * np.pi / cfg.time_scale * np.outer(np.arange(length), frequencies)
-    time = _times(cfg, length)[:, None]
-    return np.concatenate([time, np.cos(angles), -np.sin(angles)], axis=1)
+def positional_features(
+    cfg: ImplicitFilterConfig, lags: Float[Array, " lags"]
+) -> Float[Array, "lags size"]:
+    """z: time, cosines and negated sines."""
+    frequencies = 2 * np.pi / cfg.time_scale * np.linspace(1e-4, cfg.bands - 1, cfg.bands)
+    angles = lags[:, None] * jnp.asarray(frequencies, lags.dtype)
+    return jnp.concatenate([_time(cfg, lags), jnp.cos(angles), -jnp.sin(angles)], axis=1)
 
 
-def _times(cfg, length):
-    """The time of each lag; it is 1 at the last lag of a sequence of `time_scale` positions."""
-    return np.arange(length) / (cfg.time_scale - 1)
+def _time(cfg, lags):
+    """The time of each lag, a column; 1 at the last lag of a sequence of `time_scale` positions."""
+    return lags[:, None] / (cfg.time_scale - 1)
 
 
 def _decay_rates(cfg, channels):

@@ -26,9 +26,9 @@ def to_record(step: int, report: Report) -> Record:
     }
 
 
-def read_records(directory: Path) -> list[Record]:
+def read_records(directory: str | os.PathLike) -> list[Record]:
     """The records of a run so far. A last line that was cut off in writing is left out."""
-    path = directory / "metrics.jsonl"
+    path = Path(directory) / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
