@@ -51,8 +51,7 @@ def scale(x: ComplexPair, factor: Float[Array, "*#shape"] | float) -> ComplexPai
 
 def reciprocal(x: ComplexPair) -> ComplexPair:
     """`1 / x`, for |x| whose square is a normal number."""
-    squared = x.real * x.real + x.imag * x.imag
-    return ComplexPair(x.real / squared, -x.imag / squared)
+    return scale(conjugate(x), 1 / (x.real * x.real + x.imag * x.imag))
 
 
 def exp(x: ComplexPair) -> ComplexPair:
