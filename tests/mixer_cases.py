@@ -22,6 +22,7 @@ class MixerCase:
     - `splits_time`: False while `context.axis_name` is refused with an error.
     - `free`: the mixer does no arithmetic.
     - `max_length`: the longest sequence that one call is tested with.
+    - `max_steps`: how many steps it is tested with, where a step takes time in proportion to them.
     - `leak`: how much of the future reaches the past, relative to the largest influence: an FFT
         convolution mixes all positions, and only rounding separates what it adds from zero.
     """
@@ -32,6 +33,7 @@ class MixerCase:
     splits_time: bool = True
     free: bool = False
     max_length: int = 65_536
+    max_steps: int = 65_536
     leak: float = 0.0
 
     def __post_init__(self):
@@ -62,6 +64,7 @@ CASES = [
         lx.HyenaSequenceMixerConfig(
             filter=lx.ImplicitFilterConfig(8, bands=4, time_scale=16), max_documents=3
         ),
+        max_steps=1024,
         leak=FFT_LEAK,
     ),
     MixerCase(
