@@ -75,6 +75,7 @@ CASES = [
             filter=lx.ImplicitFilterConfig(8, 1, decay_shift=0.1),
             max_documents=3,
         ),
+        max_steps=1024,
         leak=FFT_LEAK,
     ),
     MixerCase("identity", lx.IdentitySequenceMixerConfig(), free=True),
