@@ -150,13 +150,10 @@ def _decode_config(data: Mapping[str, Any], hint: Any, where: str) -> AbstractCo
 
 def _decode_tuple(values: tuple, hint: Any, where: str) -> tuple:
     for alternative in _alternatives(hint):
-        if typing.get_origin(alternative) is tuple:
-            hints = typing.get_args(alternative)
-            if len(hints) == 2 and hints[1] is Ellipsis:
-                hints = (hints[0],) * len(values)
-            if len(hints) == len(values):
-                items = zip(values, hints, strict=True)
-                return tuple(_decode(v, h, f"{where}.{i}") for i, (v, h) in enumerate(items))
+        hints = _item_hints(alternative, len(values))
+        if hints is not None:
+            items = zip(values, hints, strict=True)
+            return tuple(_decode(v, h, f"{where}.{i}") for i, (v, h) in enumerate(items))
     raise ValueError(f"`{where}` must be {_describe(hint)}. Received {list(values)!r}.")
 
 
@@ -181,6 +178,16 @@ def _alternatives(hint: Any) -> tuple:
     return (hint,)
 
 
+def _item_hints(hint: Any, length: int) -> tuple | None:
+    """The annotations of the items of a tuple; None if a tuple that long does not fit `hint`."""
+    if typing.get_origin(hint) is not tuple:
+        return None
+    hints = typing.get_args(hint)
+    if len(hints) == 2 and hints[1] is Ellipsis:
+        return (hints[0],) * length
+    return hints if len(hints) == length else None
+
+
 def _fits(value: Any, hint: Any) -> bool:
     if hint is Any or hint is None:
         return hint is Any or value is None
@@ -189,12 +196,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_fits(value, h) for h in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
-        hints = typing.get_args(hint)
-        if isinstance(value, tuple) and len(hints) == 2 and hints[1] is Ellipsis:
-            hints = (hints[0],) * len(value)
-        if not isinstance(value, tuple) or len(hints) != len(value):
-            return False
-        return all(map(_fits, value, hints))
+        hints = _item_hints(hint, len(value)) if isinstance(value, tuple) else None
+        return hints is not None and all(map(_fits, value, hints))
     if not isinstance(hint, type):
         return True  # nothing that is known here
     if isinstance(value, bool):
