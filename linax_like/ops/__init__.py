@@ -12,3 +12,4 @@ from .linear_scan import (
 )
 from .long_conv import long_conv as long_conv
 from .short_conv import short_conv as short_conv, short_conv_step as short_conv_step
+from .ssd import ssd as ssd, ssd_step as ssd_step
