@@ -80,6 +80,10 @@ CASES = [
     ),
     MixerCase("identity", lx.IdentitySequenceMixerConfig(), free=True),
     MixerCase("lru", lx.LRUSequenceMixerConfig(state_dim=8)),
+    MixerCase(
+        "mamba2",
+        lx.Mamba2SequenceMixerConfig(4, head_dim=4, num_groups=2, dt_limits=(0.01, 0.5), chunk=5),
+    ),
     MixerCase("s4d", lx.S4DSequenceMixerConfig(state_dim=8), leak=FFT_LEAK),
     MixerCase(
         "s4d_real",

@@ -26,6 +26,11 @@ from .lru import (
     LRUSequenceMixer as LRUSequenceMixer,
     LRUSequenceMixerConfig as LRUSequenceMixerConfig,
 )
+from .mamba2 import (
+    Mamba2SequenceMixer as Mamba2SequenceMixer,
+    Mamba2SequenceMixerConfig as Mamba2SequenceMixerConfig,
+    Mamba2State as Mamba2State,
+)
 from .s4d import (
     S4DSequenceMixer as S4DSequenceMixer,
     S4DSequenceMixerConfig as S4DSequenceMixerConfig,

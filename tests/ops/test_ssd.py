@@ -104,9 +104,7 @@ def test_values_and_gradients(time, option):
             return np.sum(state * weight[0]) + np.sum(y * weight[1])
 
         for i, grad in enumerate(results[0][1]):
-            np.testing.assert_allclose(
-                grad, differences(oracle, inputs, i), rtol=1e-6, atol=1e-7
-            )
+            np.testing.assert_allclose(grad, differences(oracle, inputs, i), rtol=1e-6, atol=1e-7)
 
 
 def test_the_published_reference():
