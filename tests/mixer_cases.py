@@ -84,6 +84,8 @@ CASES = [
         "mamba2",
         lx.Mamba2SequenceMixerConfig(4, head_dim=4, num_groups=2, dt_limits=(0.01, 0.5), chunk=5),
     ),
+    MixerCase("rg_lru", lx.RGLRUSequenceMixerConfig(lru_width=12, num_heads=2)),
+    MixerCase("rg_lru_complex", lx.RGLRUSequenceMixerConfig(states="complex", short_width=2)),
     MixerCase("s4d", lx.S4DSequenceMixerConfig(state_dim=8), leak=FFT_LEAK),
     MixerCase(
         "s4d_real",

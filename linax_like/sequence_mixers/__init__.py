@@ -31,6 +31,11 @@ from .mamba2 import (
     Mamba2SequenceMixerConfig as Mamba2SequenceMixerConfig,
     Mamba2State as Mamba2State,
 )
+from .rg_lru import (
+    RGLRUSequenceMixer as RGLRUSequenceMixer,
+    RGLRUSequenceMixerConfig as RGLRUSequenceMixerConfig,
+    RGLRUState as RGLRUState,
+)
 from .s4d import (
     S4DSequenceMixer as S4DSequenceMixer,
     S4DSequenceMixerConfig as S4DSequenceMixerConfig,

@@ -227,7 +227,8 @@ class Mamba2SequenceMixer(AbstractRecurrentMixer[Mamba2State]):
     ) -> Float[Array, "*time features"]:
         y = y + self.skip.astype(x.dtype)[:, None] * x
         y = y.reshape(gate.shape) * jax.nn.silu(gate)
-        groups = y.reshape(*y.shape[:-1], self.config.num_groups, -1)
+        groups = self.config.num_groups, y.shape[-1] // self.config.num_groups
+        groups = y.reshape(*y.shape[:-1], *groups)
         normal = divide_by_rms(groups, self.config.norm_eps).reshape(y.shape)
         normal = normal * self.norm_weight.astype(normal.dtype)
         return linear(normal.astype(x.dtype), self.out_proj)

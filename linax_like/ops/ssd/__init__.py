@@ -77,9 +77,10 @@ def ssd(
         return advance(x, log_decay, b, c, h0, resets)
     end, y = advance(x, log_decay, b, c, jnp.zeros_like(h0), resets)
     left = _since_start(log_decay, resets)
-    incoming = incoming_state(left[-1][:, None, None], end, h0, axis_name)
+    decay = jnp.broadcast_to(left[-1][:, None, None], end.shape)
+    incoming = incoming_state(decay, end, h0, axis_name)
     y = y + (left[:, :, None] * _read(incoming, c)).astype(y.dtype)
-    end = end + left[-1][:, None, None] * incoming
+    end = end + decay * incoming
     return jax.lax.all_gather(end, axis_name)[-1], y
 
 
