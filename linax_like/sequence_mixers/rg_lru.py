@@ -16,7 +16,7 @@ those of the convolution.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -34,6 +34,8 @@ from ..precision import accumulation_dtype, cast_like, linear, upcast
 from ..types import Frame, Signal
 from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
 
+
+States = Any  # an array, or a `ComplexPair` of two
 
 _SHARPNESS = 8.0  # c of the paper
 _LARGEST_SLOPE = 1000.0
@@ -199,7 +201,7 @@ class RGLRUSequenceMixer(AbstractRecurrentMixer[RGLRUState]):
 
     def _coefficients(
         self, u: Float[Array, "*time width"], begins: Bool[Array, "*time"]
-    ) -> tuple[Array | ComplexPair, Array | ComplexPair]:
+    ) -> tuple[States, States]:
         """The decay, and what drives the states."""
         recurrence_gate = self._gate(u, self.decay_gate_weight, self.decay_gate_bias)
         input_gate = self._gate(u, self.input_gate_weight, self.input_gate_bias)
@@ -209,9 +211,9 @@ class RGLRUSequenceMixer(AbstractRecurrentMixer[RGLRUState]):
         gain = bounded_sqrt(-jnp.expm1(2 * log_radius))
         gain = input_gate * jnp.where(begins, 1.0, gain)
         radius = jnp.where(begins, 0.0, jnp.exp(log_radius))
-        drive = self._split(upcast(u))
         if self.phase is None:
-            return radius, gain * drive
+            return radius, gain * upcast(u)
+        drive = self._split(upcast(u))
         turn = exp(ComplexPair(jnp.zeros_like(radius), recurrence_gate * self.phase.astype(dtype)))
         return scale(turn, radius), scale(drive, gain)
 
@@ -227,11 +229,11 @@ class RGLRUSequenceMixer(AbstractRecurrentMixer[RGLRUState]):
         z = jax.nn.sigmoid(z + bias.astype(z.dtype))
         return z.reshape(*u.shape[:-1], bias.size)
 
-    def _split(self, h: Float[Array, "*time width"]) -> Array | ComplexPair:
+    def _split(self, h: Float[Array, "*time width"]) -> States:
         """Numbers side by side, as states."""
         return h if self.phase is None else ComplexPair(*jnp.split(h, 2, axis=-1))
 
-    def _join(self, h: Array | ComplexPair) -> Float[Array, "*time width"]:
+    def _join(self, h: States) -> Float[Array, "*time width"]:
         """The inverse of `_split`."""
         return jnp.concatenate(h, axis=-1) if isinstance(h, ComplexPair) else h
 

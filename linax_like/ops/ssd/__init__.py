@@ -59,26 +59,27 @@ def ssd(
             f"Received {x.shape[1]} heads and {b.shape[1]} groups."
         )
     dtype = accumulation_dtype(x.dtype)
-    if h0 is None:
-        h0 = jnp.zeros((*x.shape[1:], b.shape[2]))
-    h0 = h0.astype(dtype)
+    zero = jnp.zeros((*x.shape[1:], b.shape[2]), dtype)
+    start = zero if h0 is None else h0.astype(dtype)
     if len(x) == 0:
-        return h0, x
+        return start, x
     x, b, c = (_blank(mask, z).astype(x.dtype) for z in (x, b, c))
     log_decay = jnp.maximum(_blank(mask, log_decay.astype(dtype)), _LOWEST)
     if resets is not None:
         log_decay = jnp.where(resets[:, None], 0.0, log_decay)
-    x, log_decay, b, c, h0, resets = vary_together(x, log_decay, b, c, h0, resets)
+    x, log_decay, b, c, start, zero, resets = vary_together(
+        x, log_decay, b, c, start, zero, resets
+    )
     if backend == "reference":
         advance = sequential_ssd
     else:
         advance = lambda *operands: chunked_ssd(*operands, chunk)
     if axis_name is None:
-        return advance(x, log_decay, b, c, h0, resets)
-    end, y = advance(x, log_decay, b, c, jnp.zeros_like(h0), resets)
+        return advance(x, log_decay, b, c, start, resets)
+    end, y = advance(x, log_decay, b, c, zero, resets)
     left = _since_start(log_decay, resets)
     decay = jnp.broadcast_to(left[-1][:, None, None], end.shape)
-    incoming = incoming_state(decay, end, h0, axis_name)
+    incoming = incoming_state(decay, end, start, axis_name)
     y = y + (left[:, :, None] * _read(incoming, c)).astype(y.dtype)
     end = end + decay * incoming
     return jax.lax.all_gather(end, axis_name)[-1], y
