@@ -16,7 +16,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from ..complex_pair import add, ComplexPair, conjugate, multiply
+from ..complex_pair import add, ComplexPair, conjugate_multiply, multiply
+from ..rows import row, set_row
 from .reference import select
 
 
@@ -29,11 +30,11 @@ def in_place_scan(a, b, h0, resets, hold, reverse):
 
     def step(i, carry):
         state, states = carry
-        at = partial(_row, rows - 1 - i if reverse else i)
+        at = partial(row, rows - 1 - i if reverse else i)
         h = split(state)
         decayed = multiply(a if constant else split(at(coefficients)), h)
         state = join(add(_heed(at(resets), at(hold), decayed, h), split(at(inputs))))
-        return state, _set_row(rows - 1 - i if reverse else i, states, state)
+        return state, set_row(rows - 1 - i if reverse else i, states, state)
 
     start = join(h0), jax.tree.map(jnp.zeros_like, inputs)
     return split(jax.lax.fori_loop(0, rows, step, start)[1])
@@ -54,16 +55,16 @@ def _backward(reverse, residuals, g):
     def step(i, carry):
         passed, da, db = carry
         t = i if reverse else rows - 1 - i
-        at = partial(_row, t)
-        earlier = split(_row(jnp.clip(t + 1 if reverse else t - 1, 0, rows - 1), states))
+        at = partial(row, t)
+        earlier = split(row(jnp.clip(t + 1 if reverse else t - 1, 0, rows - 1), states))
         earlier = select(t == first, h0, earlier)
         adjoint = add(split(at(cotangents)), passed)
         nothing = jax.tree.map(jnp.zeros_like, adjoint)
-        slope = _heed(at(resets), at(hold), multiply(conjugate(earlier), adjoint), nothing)
+        slope = _heed(at(resets), at(hold), conjugate_multiply(earlier, adjoint), nothing)
         a_t = a if constant else split(at(coefficients))
-        passed = _heed(at(resets), at(hold), multiply(conjugate(a_t), adjoint), adjoint)
-        da = add(da, slope) if constant else _set_row(t, da, join(slope))
-        return passed, da, _set_row(t, db, join(adjoint))
+        passed = _heed(at(resets), at(hold), conjugate_multiply(a_t, adjoint), adjoint)
+        da = add(da, slope) if constant else set_row(t, da, join(slope))
+        return passed, da, set_row(t, db, join(adjoint))
 
     nothing = jax.tree.map(jnp.zeros_like, (h0, h0 if constant else states, states))
     passed, da, db = jax.lax.fori_loop(0, rows, step, nothing)
@@ -91,17 +92,6 @@ def _split(x):
 
 def _same(x):
     return x
-
-
-def _row(t, x):
-    index = partial(
-        jax.lax.dynamic_index_in_dim, index=t, keepdims=False, allow_negative_indices=False
-    )
-    return jax.tree.map(index, x)
-
-
-def _set_row(t, x, row):
-    return jax.tree.map(lambda x, row: x.at[t].set(row, mode="promise_in_bounds"), x, row)
 
 
 def _heed(reset, held, new, old):
