@@ -116,7 +116,7 @@ def _plot(curves: dict[str, np.ndarray]) -> None:
         axis.plot(smooth, style, label=label)
     axis.axhline(1 / PERIOD, color="grey", linewidth=0.8)
     axis.axvline(TIME, color="black", linewidth=0.8)
-    axis.annotate("trained up to here", (TIME + 3, 0.55), fontsize=8)
+    axis.annotate("trained up to here", (TIME + 3, 0.05), fontsize=8)
     axis.set(xlabel="position", ylabel="accuracy", ylim=(0, 1.05))
     axis.legend(fontsize=8, loc="center right")
     figure.tight_layout()
