@@ -79,6 +79,8 @@ from .sequence_mixers import (
     IdentitySequenceMixerConfig as IdentitySequenceMixerConfig,
     ImplicitFilter as ImplicitFilter,
     ImplicitFilterConfig as ImplicitFilterConfig,
+    LinOSSSequenceMixer as LinOSSSequenceMixer,
+    LinOSSSequenceMixerConfig as LinOSSSequenceMixerConfig,
     LRUSequenceMixer as LRUSequenceMixer,
     LRUSequenceMixerConfig as LRUSequenceMixerConfig,
     S4DSequenceMixer as S4DSequenceMixer,

@@ -79,6 +79,8 @@ CASES = [
         leak=FFT_LEAK,
     ),
     MixerCase("identity", lx.IdentitySequenceMixerConfig(), free=True),
+    MixerCase("linoss", lx.LinOSSSequenceMixerConfig(8, discretization="IM", damping=False)),
+    MixerCase("linoss_damped", lx.LinOSSSequenceMixerConfig(state_dim=8)),
     MixerCase("lru", lx.LRUSequenceMixerConfig(state_dim=8)),
     MixerCase("s4d", lx.S4DSequenceMixerConfig(state_dim=8), leak=FFT_LEAK),
     MixerCase(

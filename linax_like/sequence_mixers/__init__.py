@@ -22,6 +22,10 @@ from .implicit_filter import (
     ImplicitFilter as ImplicitFilter,
     ImplicitFilterConfig as ImplicitFilterConfig,
 )
+from .linoss import (
+    LinOSSSequenceMixer as LinOSSSequenceMixer,
+    LinOSSSequenceMixerConfig as LinOSSSequenceMixerConfig,
+)
 from .lru import (
     LRUSequenceMixer as LRUSequenceMixer,
     LRUSequenceMixerConfig as LRUSequenceMixerConfig,
