@@ -89,7 +89,7 @@ class LinOSSSequenceMixer(AbstractRecurrentMixer[OscillatorState]):
     def __init__(self, in_features: int, cfg: LinOSSSequenceMixerConfig, key: PRNGKeyArray):
         step_key, radius_key, stiffness_key, in_key, out_key, skip_key = split(key, 6)
         shape = (cfg.state_dim,)
-        squared_radius = uniform(radius_key, shape, cfg.min_radius**2, 1)
+        squared_radius = uniform(radius_key, shape, cfg.min_radius**2, 1.0)
         self.config = cfg
         self.in_features = in_features
         self.step_logit = normal(step_key, shape, 0.5)

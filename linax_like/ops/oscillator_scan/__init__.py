@@ -16,8 +16,8 @@ from jaxtyping import Array, Bool
 from ..complex_pair import add, ComplexPair, scale
 from ..varying import vary_together
 from .reference import (
-    Oscillators as Oscillators,
     oscillator_step as oscillator_step,
+    Oscillators as Oscillators,
     OscillatorState as OscillatorState,
     sequential_scan,
 )

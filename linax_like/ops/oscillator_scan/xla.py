@@ -14,7 +14,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from ..complex_pair import ComplexPair
 from ..rows import heed, row, rows_of, select, set_row
 from .reference import Oscillators, OscillatorState
 
