@@ -72,6 +72,8 @@ from .sequence_mixers import (
     AttentionSequenceMixerConfig as AttentionSequenceMixerConfig,
     AttentionState as AttentionState,
     fold as fold,
+    HGRNSequenceMixer as HGRNSequenceMixer,
+    HGRNSequenceMixerConfig as HGRNSequenceMixerConfig,
     HyenaSequenceMixer as HyenaSequenceMixer,
     HyenaSequenceMixerConfig as HyenaSequenceMixerConfig,
     HyenaState as HyenaState,
@@ -83,10 +85,16 @@ from .sequence_mixers import (
     LinOSSSequenceMixerConfig as LinOSSSequenceMixerConfig,
     LRUSequenceMixer as LRUSequenceMixer,
     LRUSequenceMixerConfig as LRUSequenceMixerConfig,
+    MinGRUSequenceMixer as MinGRUSequenceMixer,
+    MinGRUSequenceMixerConfig as MinGRUSequenceMixerConfig,
+    MinLSTMSequenceMixer as MinLSTMSequenceMixer,
+    MinLSTMSequenceMixerConfig as MinLSTMSequenceMixerConfig,
     S4DSequenceMixer as S4DSequenceMixer,
     S4DSequenceMixerConfig as S4DSequenceMixerConfig,
     S5SequenceMixer as S5SequenceMixer,
     S5SequenceMixerConfig as S5SequenceMixerConfig,
+    S7SequenceMixer as S7SequenceMixer,
+    S7SequenceMixerConfig as S7SequenceMixerConfig,
 )
 from .stack import Stack as Stack, StackConfig as StackConfig, StackState as StackState
 from .types import Aux as Aux

@@ -59,6 +59,7 @@ CASES = [
         splits_time=False,
         max_length=512,
     ),
+    MixerCase("hgrn", lx.HGRNSequenceMixerConfig(2, lower_bound=0.3)),
     MixerCase(
         "hyena",
         lx.HyenaSequenceMixerConfig(
@@ -82,6 +83,8 @@ CASES = [
     MixerCase("linoss", lx.LinOSSSequenceMixerConfig(8, discretization="IM", damping=False)),
     MixerCase("linoss_damped", lx.LinOSSSequenceMixerConfig(state_dim=8)),
     MixerCase("lru", lx.LRUSequenceMixerConfig(state_dim=8)),
+    MixerCase("min_gru", lx.MinGRUSequenceMixerConfig(candidate="positive")),
+    MixerCase("min_lstm", lx.MinLSTMSequenceMixerConfig(expand=2)),
     MixerCase("s4d", lx.S4DSequenceMixerConfig(state_dim=8), leak=FFT_LEAK),
     MixerCase(
         "s4d_real",
@@ -93,6 +96,7 @@ CASES = [
         "s5_bidirectional",
         lx.S5SequenceMixerConfig(8, bidirectional=True, conj_sym=False, discretization="bilinear"),
     ),
+    MixerCase("s7", lx.S7SequenceMixerConfig(state_dim=4)),
 ]
 
 

@@ -9,6 +9,10 @@ from .base import (
     AbstractSequenceMixerConfig as AbstractSequenceMixerConfig,
     fold as fold,
 )
+from .hgrn import (
+    HGRNSequenceMixer as HGRNSequenceMixer,
+    HGRNSequenceMixerConfig as HGRNSequenceMixerConfig,
+)
 from .hyena import (
     HyenaSequenceMixer as HyenaSequenceMixer,
     HyenaSequenceMixerConfig as HyenaSequenceMixerConfig,
@@ -30,8 +34,17 @@ from .lru import (
     LRUSequenceMixer as LRUSequenceMixer,
     LRUSequenceMixerConfig as LRUSequenceMixerConfig,
 )
+from .min_gru import (
+    MinGRUSequenceMixer as MinGRUSequenceMixer,
+    MinGRUSequenceMixerConfig as MinGRUSequenceMixerConfig,
+)
+from .min_lstm import (
+    MinLSTMSequenceMixer as MinLSTMSequenceMixer,
+    MinLSTMSequenceMixerConfig as MinLSTMSequenceMixerConfig,
+)
 from .s4d import (
     S4DSequenceMixer as S4DSequenceMixer,
     S4DSequenceMixerConfig as S4DSequenceMixerConfig,
 )
 from .s5 import S5SequenceMixer as S5SequenceMixer, S5SequenceMixerConfig as S5SequenceMixerConfig
+from .s7 import S7SequenceMixer as S7SequenceMixer, S7SequenceMixerConfig as S7SequenceMixerConfig
