@@ -12,8 +12,8 @@ The implicit step loses energy at every size of h, so `context.timesteps` may sc
 has |λ|² = S, and oscillates for A between (√(1 + h G) ∓ 1)² / h²; A is held there. Steps of several
 sizes would break that: their product can grow although none of them does.
 
-Unlike the published code, A has that upper bound, 4 / h², without damping too, and the implicit
-step may be damped.
+Unlike in the published code, A has that upper bound, 4 / h², without damping too; the implicit step
+may be damped; and B starts such that positions have unit variance in white noise.
 """
 
 import math

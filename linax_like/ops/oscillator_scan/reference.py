@@ -47,7 +47,7 @@ def sequential_scan(oscillators, drive, start, resets, hold):
         oscillators_t, drive_t, reset, held = inputs
         before = heed(reset, None, state, state)
         now = oscillators if constant else oscillators_t
-        state = heed(None, held, oscillator_step(now, drive_t, before), state)
+        state = heed(None, held, oscillator_step(now, drive_t, before), before)
         return state, state.position
 
     inputs = (None if constant else oscillators, drive, resets, hold)

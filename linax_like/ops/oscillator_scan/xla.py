@@ -35,10 +35,10 @@ def _run(oscillators, drive, start, resets, hold):
         state, states = carry
         at = partial(row, t)
         keep, pull, dt = at_every(t)
-        velocity, position = heed(at(resets), None, state, state)
-        velocity = keep * velocity - pull * position + at(drive)
-        new = heed(None, at(hold), (velocity, position + dt * velocity), state)
-        return new, set_row(t, states, new)
+        before = v, s = heed(at(resets), None, state, state)
+        v = keep * v - pull * s + at(drive)
+        state = heed(None, at(hold), (v, s + dt * v), before)
+        return state, set_row(t, states, state)
 
     states = jax.tree.map(jnp.zeros_like, (drive, drive))
     end, states = jax.lax.fori_loop(0, rows, step, (start, states))
@@ -66,12 +66,9 @@ def _backward(residuals, cotangents):
         v, s = heed(at(resets), None, earlier, earlier)
         ds = at(g) + passed[1]
         dv = passed[0] + dt * ds
-        slope = (dv * v, -dv * s, ds * at(states[0]))
-        before = heed(at(resets), None, (keep * dv, ds - pull * dv), passed)
-        nothing = jax.tree.map(jnp.zeros_like, slope)
-        held = passed[0], ds
-        passed = heed(None, at(hold), before, held)
-        slope = heed(None, at(hold), slope, nothing)
+        passed = heed(at(resets), at(hold), (keep * dv, ds - pull * dv), (passed[0], ds))
+        slope = dv * v, -dv * s, ds * at(states[0])
+        slope = heed(None, at(hold), slope, jax.tree.map(jnp.zeros_like, slope))
         if constant:
             slopes = jax.tree.map(jnp.add, slopes, slope)
         else:
@@ -81,7 +78,7 @@ def _backward(residuals, cotangents):
     like = passed[0] if constant else g
     zeros = jax.tree.map(jnp.zeros_like, ((like, like, like), g))
     passed, slopes, d_drive = jax.lax.fori_loop(0, rows, step, (passed, *zeros))
-    lanes = [sum(split(slope)) for slope in slopes]
+    lanes = [jnp.add(*split(slope)) for slope in slopes]
     return Oscillators(*lanes), split(d_drive), OscillatorState(*map(split, passed)), None, None
 
 
