@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import linax_like as lx
+from linax_like.ops.gelu import gelu
 from linax_like.ops.positive import positive
 
 
@@ -102,3 +103,13 @@ def test_s7_never_holds_the_matrices_of_all_positions(gradient):
 def test_configs_name_what_is_wrong(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_gelu_is_exact_and_so_is_its_derivative():
+    with jax.enable_x64():
+        x = jnp.concatenate([jnp.linspace(-40, 40, 801), jnp.asarray([-1e200, 1e200])])
+        exact = lambda x: jax.nn.gelu(x, approximate=False)
+        np.testing.assert_allclose(gelu(x), exact(x), rtol=1e-13)
+        inside = x[:-2]
+        slope = lambda f: jax.vmap(jax.grad(f))(inside)
+        np.testing.assert_allclose(slope(gelu), slope(exact), rtol=1e-12, atol=1e-15)

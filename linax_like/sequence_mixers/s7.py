@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ..config import require_positive
 from ..context import SequenceContext
 from ..initializers import constant, linear_weight, normal, split
+from ..ops.gelu import gelu
 from ..ops.hippo import legs
 from ..ops.varying import vary_together
 from ..precision import accumulation_dtype, linear, upcast
@@ -143,7 +144,7 @@ class S7SequenceMixer(AbstractRecurrentMixer[State]):
     ) -> Float[Array, "*time features"]:
         y = _leave_states(h, u, self.state_out_proj).astype(u.dtype)
         y = y + linear(u, self.skip_proj) * u
-        return jax.nn.sigmoid(linear(jax.nn.gelu(y, approximate=False), self.gate_proj)) * y
+        return jax.nn.sigmoid(linear(gelu(y), self.gate_proj)) * y
 
 
 def _enter_states(
