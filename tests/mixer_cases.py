@@ -61,6 +61,10 @@ CASES = [
     ),
     MixerCase("hgrn", lx.HGRNSequenceMixerConfig(2, lower_bound=0.3)),
     MixerCase(
+        "bidirectional",
+        lx.BidirectionalSequenceMixerConfig(lx.S5SequenceMixerConfig(8), merge="project"),
+    ),
+    MixerCase(
         "hyena",
         lx.HyenaSequenceMixerConfig(
             filter=lx.ImplicitFilterConfig(8, bands=4, time_scale=16), max_documents=3

@@ -45,6 +45,17 @@ def conjugate(x):
     return ComplexPair(x.real, -x.imag) if isinstance(x, ComplexPair) else x
 
 
+@overload
+def conjugate_multiply(x: ComplexPair, y: ComplexPair) -> ComplexPair: ...
+@overload
+def conjugate_multiply(x: Array, y: Array) -> Array: ...
+def conjugate_multiply(x, y):
+    """`multiply(conjugate(x), y)`, as one expression for XLA to compile."""
+    if isinstance(x, ComplexPair):
+        return ComplexPair(x.real * y.real + x.imag * y.imag, x.real * y.imag - x.imag * y.real)
+    return x * y
+
+
 def scale(x: ComplexPair, factor: Float[Array, "*#shape"] | float) -> ComplexPair:
     return ComplexPair(x.real * factor, x.imag * factor)
 
@@ -55,11 +66,18 @@ def reciprocal(x: ComplexPair) -> ComplexPair:
 
 
 def exp(x: ComplexPair) -> ComplexPair:
-    radius = jnp.exp(x.real)
-    return ComplexPair(radius * jnp.cos(x.imag), radius * jnp.sin(x.imag))
+    radius, chord, imag = _turn(x)
+    return ComplexPair(radius - chord, imag)
 
 
 def expm1(x: ComplexPair) -> ComplexPair:
-    """`exp(x) - 1` without cancellation near 0: exp(r) cos θ - 1 = expm1(r) - 2 exp(r) sin²(θ/2)."""
-    radius, half = jnp.exp(x.real), jnp.sin(x.imag / 2)
-    return ComplexPair(jnp.expm1(x.real) - 2 * radius * half * half, radius * jnp.sin(x.imag))
+    """`exp(x) - 1` without cancellation near 0."""
+    _, chord, imag = _turn(x)
+    return ComplexPair(jnp.expm1(x.real) - chord, imag)
+
+
+def _turn(x: ComplexPair) -> tuple[Array, Array, Array]:
+    """With θ = Im x and r = exp(Re x): r, r (1 - cos θ) and r sin θ, from θ/2 to be exact near 0."""
+    radius, half = jnp.exp(x.real), x.imag / 2
+    twice = 2 * radius * jnp.sin(half)
+    return radius, twice * jnp.sin(half), twice * jnp.cos(half)

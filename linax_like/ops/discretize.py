@@ -15,7 +15,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .complex_pair import add, ComplexPair, exp, expm1, multiply, reciprocal, scale
+from .complex_pair import (
+    add,
+    ComplexPair,
+    conjugate_multiply,
+    exp,
+    expm1,
+    multiply,
+    reciprocal,
+    scale,
+)
 
 
 Discretization = Literal["zoh", "bilinear", "dirac", "euler"]
@@ -50,10 +59,11 @@ def discretize_gain(
 
 def _zoh_gain(eigenvalues: ComplexPair, dt: Float[Array, "*#shape"]) -> ComplexPair:
     """`(exp(Δλ) - 1) / λ`, which tends to Δ as λ tends to 0."""
-    scaled = scale(eigenvalues, dt)
-    small = jnp.maximum(jnp.abs(scaled.real), jnp.abs(scaled.imag)) < 1e-6
-    safe = ComplexPair(jnp.where(small, 1.0, scaled.real), scaled.imag)
-    ratio, taylor = multiply(expm1(scaled), reciprocal(safe)), _one_plus(scale(scaled, 0.5), +1)
+    z = scale(eigenvalues, dt)
+    squared = z.real * z.real + z.imag * z.imag
+    small = squared < 1e-12
+    ratio = scale(conjugate_multiply(z, expm1(z)), 1 / jnp.where(small, 1.0, squared))
+    taylor = _one_plus(scale(z, 0.5), +1)
     return scale(jax.tree.map(partial(jnp.where, small), taylor, ratio), dt)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from complex_arrays import as_complex, from_complex
 from jax import P
+from meshes import mesh_of
 
 from linax_like.ops import ComplexPair, oscillator_scan, Oscillators, OscillatorState
 
@@ -121,7 +122,7 @@ def test_padding_may_hold_nan():
 def test_time_over_devices(constant, backend):
     """Values and gradients, with documents, padding and an initial state."""
     inputs, resets, mask = example(constant, ruled=True, time=16)
-    mesh = jax.make_mesh((4,), ("time",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = mesh_of(4, "time")
 
     def whole(inputs, axis_name=None, resets=resets, mask=mask):
         keywords = rules(True, resets, mask) | {"axis_name": axis_name, "backend": backend}

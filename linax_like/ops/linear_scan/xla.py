@@ -14,7 +14,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from ..complex_pair import add, conjugate, multiply
+from ..complex_pair import add, conjugate_multiply, multiply
 from ..rows import heed, row, rows_of, select, set_row
 
 
@@ -57,9 +57,9 @@ def _backward(reverse, residuals, g):
         earlier = select(t == first, h0, earlier)
         adjoint = add(split(at(cotangents)), passed)
         nothing = jax.tree.map(jnp.zeros_like, adjoint)
-        slope = heed(at(resets), at(hold), multiply(conjugate(earlier), adjoint), nothing)
+        slope = heed(at(resets), at(hold), conjugate_multiply(earlier, adjoint), nothing)
         a_t = a if constant else split(at(coefficients))
-        passed = heed(at(resets), at(hold), multiply(conjugate(a_t), adjoint), adjoint)
+        passed = heed(at(resets), at(hold), conjugate_multiply(a_t, adjoint), adjoint)
         da = add(da, slope) if constant else set_row(t, da, join(slope))
         return passed, da, set_row(t, db, join(adjoint))
 
