@@ -59,6 +59,7 @@ CASES = [
         splits_time=False,
         max_length=512,
     ),
+    MixerCase("hgrn", lx.HGRNSequenceMixerConfig(2, lower_bound=0.3)),
     MixerCase(
         "bidirectional",
         lx.BidirectionalSequenceMixerConfig(lx.S5SequenceMixerConfig(8), merge="project"),
@@ -83,6 +84,8 @@ CASES = [
         leak=FFT_LEAK,
     ),
     MixerCase("identity", lx.IdentitySequenceMixerConfig(), free=True),
+    MixerCase("linoss", lx.LinOSSSequenceMixerConfig(8, discretization="IM", damping=False)),
+    MixerCase("linoss_damped", lx.LinOSSSequenceMixerConfig(state_dim=8)),
     MixerCase("lru", lx.LRUSequenceMixerConfig(state_dim=8)),
     MixerCase(
         "mamba2",
@@ -90,6 +93,8 @@ CASES = [
     ),
     MixerCase("rg_lru", lx.RGLRUSequenceMixerConfig(lru_width=12, num_heads=2)),
     MixerCase("rg_lru_complex", lx.RGLRUSequenceMixerConfig(states="complex", short_width=2)),
+    MixerCase("min_gru", lx.MinGRUSequenceMixerConfig(candidate="positive")),
+    MixerCase("min_lstm", lx.MinLSTMSequenceMixerConfig(expand=2)),
     MixerCase("s4d", lx.S4DSequenceMixerConfig(state_dim=8), leak=FFT_LEAK),
     MixerCase(
         "s4d_real",
@@ -101,6 +106,7 @@ CASES = [
         "s5_bidirectional",
         lx.S5SequenceMixerConfig(8, bidirectional=True, conj_sym=False, discretization="bilinear"),
     ),
+    MixerCase("s7", lx.S7SequenceMixerConfig(state_dim=4)),
 ]
 
 

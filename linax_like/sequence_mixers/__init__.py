@@ -13,6 +13,10 @@ from .bidirectional import (
     BidirectionalSequenceMixer as BidirectionalSequenceMixer,
     BidirectionalSequenceMixerConfig as BidirectionalSequenceMixerConfig,
 )
+from .hgrn import (
+    HGRNSequenceMixer as HGRNSequenceMixer,
+    HGRNSequenceMixerConfig as HGRNSequenceMixerConfig,
+)
 from .hyena import (
     HyenaSequenceMixer as HyenaSequenceMixer,
     HyenaSequenceMixerConfig as HyenaSequenceMixerConfig,
@@ -26,6 +30,10 @@ from .implicit_filter import (
     ImplicitFilter as ImplicitFilter,
     ImplicitFilterConfig as ImplicitFilterConfig,
 )
+from .linoss import (
+    LinOSSSequenceMixer as LinOSSSequenceMixer,
+    LinOSSSequenceMixerConfig as LinOSSSequenceMixerConfig,
+)
 from .lru import (
     LRUSequenceMixer as LRUSequenceMixer,
     LRUSequenceMixerConfig as LRUSequenceMixerConfig,
@@ -34,6 +42,14 @@ from .mamba2 import (
     Mamba2SequenceMixer as Mamba2SequenceMixer,
     Mamba2SequenceMixerConfig as Mamba2SequenceMixerConfig,
     Mamba2State as Mamba2State,
+)
+from .min_gru import (
+    MinGRUSequenceMixer as MinGRUSequenceMixer,
+    MinGRUSequenceMixerConfig as MinGRUSequenceMixerConfig,
+)
+from .min_lstm import (
+    MinLSTMSequenceMixer as MinLSTMSequenceMixer,
+    MinLSTMSequenceMixerConfig as MinLSTMSequenceMixerConfig,
 )
 from .rg_lru import (
     RGLRUSequenceMixer as RGLRUSequenceMixer,
@@ -45,3 +61,4 @@ from .s4d import (
     S4DSequenceMixerConfig as S4DSequenceMixerConfig,
 )
 from .s5 import S5SequenceMixer as S5SequenceMixer, S5SequenceMixerConfig as S5SequenceMixerConfig
+from .s7 import S7SequenceMixer as S7SequenceMixer, S7SequenceMixerConfig as S7SequenceMixerConfig
