@@ -11,4 +11,5 @@ from .linear_scan import (
     linear_scan as linear_scan,
 )
 from .long_conv import long_conv as long_conv
+from .selective_scan import selective_scan as selective_scan, selective_step as selective_step
 from .short_conv import short_conv as short_conv, short_conv_step as short_conv_step
