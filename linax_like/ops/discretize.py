@@ -11,7 +11,7 @@ Eigenvalues are real arrays, or `ComplexPair`s of them.
 """
 
 from functools import reduce
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,9 @@ def discretize_decay(
     scaled = scale(eigenvalues, dt)
     if method != "bilinear":
         return exp(scaled)
-    return multiply(_one_plus(scale(scaled, 0.5)), reciprocal(_one_plus(scale(scaled, -0.5))))
+    above, below = _one_plus(scale(scaled, 0.5)), _one_plus(scale(scaled, -0.5))
+    decay: Any = multiply(above, reciprocal(below))
+    return decay
 
 
 def discretize_gain(
@@ -58,7 +60,7 @@ def _zoh_gain(eigenvalues: Eigenvalues, dt: Float[Array, "..."]) -> Eigenvalues:
     return scale(jax.tree.map(lambda t, r: jnp.where(small, t, r), taylor, ratio), dt)
 
 
-def _one_plus(x: Eigenvalues) -> Eigenvalues:
+def _one_plus(x: Any) -> Any:
     return ComplexPair(1 + x.real, x.imag) if isinstance(x, ComplexPair) else 1 + x
 
 

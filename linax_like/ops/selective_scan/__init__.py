@@ -64,21 +64,21 @@ def selective_scan(
     **Raises:** `ValueError` if the groups do not divide the features, or real meets complex.
     """
     dtype = accumulation_dtype(x.dtype)
-    h0 = jax.tree.map(jnp.zeros_like, A) if h0 is None else h0
-    A, B, C, h0 = jax.tree.map(lambda part: part.astype(dtype), (A, B, C, h0))
-    groups = _count_groups(x.shape[1], A, B, C, h0)
+    before: Parts = jax.tree.map(jnp.zeros_like, A) if h0 is None else h0
+    A, B, C, before = jax.tree.map(lambda part: part.astype(dtype), (A, B, C, before))
+    groups = _count_groups(x.shape[1], A, B, C, before)
     if len(x) == 0:
-        return h0, x.astype(dtype)
+        return before, x.astype(dtype)
     inputs = _inputs(x, dt, decay_dt, B, C, groups)
     if mask is not None:  # a step of no length with no input changes nothing
         blank = lambda z: jnp.where(mask.reshape(-1, 1, 1), z, 0.0)
         inputs = jax.tree.map(blank, inputs)
-    A, h0 = group(A, groups), group(h0, groups)
-    A, h0, inputs, resets = vary_together(A, h0, inputs, resets)
+    grouped = group(A, groups), group(before, groups)
+    A, h, inputs, resets = vary_together(*grouped, inputs, resets)
     scan = partial(_BACKENDS[backend or "xla"], discretization, A)
     if axis_name is not None:
-        h0 = _incoming(scan, h0, inputs, resets, axis_name)
-    h, y = scan(h0, inputs, resets)
+        h = _incoming(scan, h, inputs, resets, axis_name)
+    h, y = scan(h, inputs, resets)
     if axis_name is not None:
         h = jax.tree.map(lambda part: jax.lax.all_gather(part, axis_name)[-1], h)
     return ungroup(h), y.reshape(x.shape)

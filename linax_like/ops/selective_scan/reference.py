@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..complex_pair import add, ComplexPair, multiply
-from ..discretize import discretize_decay, discretize_gain, Discretization
+from ..discretize import Discretization, discretize_decay, discretize_gain
 from ..rows import select
 
 
