@@ -71,6 +71,8 @@ from .sequence_mixers import (
     AttentionSequenceMixer as AttentionSequenceMixer,
     AttentionSequenceMixerConfig as AttentionSequenceMixerConfig,
     AttentionState as AttentionState,
+    BidirectionalSequenceMixer as BidirectionalSequenceMixer,
+    BidirectionalSequenceMixerConfig as BidirectionalSequenceMixerConfig,
     fold as fold,
     HyenaSequenceMixer as HyenaSequenceMixer,
     HyenaSequenceMixerConfig as HyenaSequenceMixerConfig,

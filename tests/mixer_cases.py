@@ -60,6 +60,10 @@ CASES = [
         max_length=512,
     ),
     MixerCase(
+        "bidirectional",
+        lx.BidirectionalSequenceMixerConfig(lx.S5SequenceMixerConfig(8), merge="project"),
+    ),
+    MixerCase(
         "hyena",
         lx.HyenaSequenceMixerConfig(
             filter=lx.ImplicitFilterConfig(8, bands=4, time_scale=16), max_documents=3

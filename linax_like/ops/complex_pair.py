@@ -47,10 +47,22 @@ def conjugate(x):
 
 
 @overload
+def conjugate_multiply(x: ComplexPair, y: ComplexPair) -> ComplexPair: ...
+@overload
+def conjugate_multiply(x: Array, y: Array) -> Array: ...
+def conjugate_multiply(x, y):
+    """`multiply(conjugate(x), y)`, as one expression for XLA to compile."""
+    if isinstance(x, ComplexPair):
+        return ComplexPair(x.real * y.real + x.imag * y.imag, x.real * y.imag - x.imag * y.real)
+    return x * y
+
+
+@overload
 def scale(x: ComplexPair, factor: Array | float) -> ComplexPair: ...
 @overload
 def scale(x: Array, factor: Array | float) -> Array: ...
 def scale(x, factor):
+    """`x` times something real."""
     return jax.tree.map(lambda part: part * factor, x)
 
 
@@ -71,8 +83,8 @@ def exp(x: ComplexPair) -> ComplexPair: ...
 def exp(x: Array) -> Array: ...
 def exp(x):
     if isinstance(x, ComplexPair):
-        radius = jnp.exp(x.real)
-        return ComplexPair(radius * jnp.cos(x.imag), radius * jnp.sin(x.imag))
+        radius, chord, imag = _turn(x)
+        return ComplexPair(radius - chord, imag)
     return jnp.exp(x)
 
 
@@ -81,9 +93,15 @@ def expm1(x: ComplexPair) -> ComplexPair: ...
 @overload
 def expm1(x: Array) -> Array: ...
 def expm1(x):
-    """`exp(x) - 1` without cancellation near 0: exp(r) cos θ - 1 = expm1(r) - 2 exp(r) sin²(θ/2)."""
+    """`exp(x) - 1` without cancellation near 0."""
     if isinstance(x, ComplexPair):
-        radius, half = jnp.exp(x.real), jnp.sin(x.imag / 2)
-        real = jnp.expm1(x.real) - 2 * radius * half * half
-        return ComplexPair(real, radius * jnp.sin(x.imag))
+        _, chord, imag = _turn(x)
+        return ComplexPair(jnp.expm1(x.real) - chord, imag)
     return jnp.expm1(x)
+
+
+def _turn(x: ComplexPair) -> tuple[Array, Array, Array]:
+    """With θ = Im x and r = exp(Re x): r, r (1 - cos θ) and r sin θ, from θ/2 to be exact near 0."""
+    radius, half = jnp.exp(x.real), x.imag / 2
+    twice = 2 * radius * jnp.sin(half)
+    return radius, twice * jnp.sin(half), twice * jnp.cos(half)

@@ -10,14 +10,14 @@ euler     decay = exp(Δλ)                    gain = Δ                       a
 Eigenvalues are real arrays, or `ComplexPair`s of them.
 """
 
-from functools import reduce
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .complex_pair import ComplexPair, exp, expm1, multiply, reciprocal, scale
+from .complex_pair import ComplexPair, conjugate_multiply, exp, expm1, multiply, reciprocal, scale
 
 
 Discretization = Literal["zoh", "bilinear", "dirac", "euler"]
@@ -51,23 +51,22 @@ def discretize_gain(
             return _constant(eigenvalues, dt)
 
 
-def _zoh_gain(eigenvalues: Eigenvalues, dt: Float[Array, "..."]) -> Eigenvalues:
+def _zoh_gain(eigenvalues: Any, dt: Float[Array, "..."]) -> Any:
     """`(exp(Δλ) - 1) / λ`, which tends to Δ as λ tends to 0."""
-    scaled = scale(eigenvalues, dt)
-    small = reduce(jnp.maximum, map(jnp.abs, jax.tree.leaves(scaled))) < 1e-6
-    safe = jax.tree.map(lambda part: jnp.where(small, 1.0, part), scaled)
-    ratio, taylor = multiply(expm1(scaled), reciprocal(safe)), _one_plus(scale(scaled, 0.5))
-    return scale(jax.tree.map(lambda t, r: jnp.where(small, t, r), taylor, ratio), dt)
+    z = scale(eigenvalues, dt)
+    squared = sum(part * part for part in jax.tree.leaves(z))
+    small = squared < 1e-12
+    ratio = scale(conjugate_multiply(z, expm1(z)), 1 / jnp.where(small, 1.0, squared))
+    taylor = _one_plus(scale(z, 0.5))
+    return scale(jax.tree.map(partial(jnp.where, small), taylor, ratio), dt)
 
 
 def _one_plus(x: Any) -> Any:
     return ComplexPair(1 + x.real, x.imag) if isinstance(x, ComplexPair) else 1 + x
 
 
-def _constant(eigenvalues: Eigenvalues, value: Float[Array, "..."]) -> Eigenvalues:
+def _constant(eigenvalues: Any, value: Float[Array, "..."]) -> Any:
     """A real factor for every eigenvalue."""
-    shape = jnp.broadcast_shapes(value.shape, jax.tree.leaves(eigenvalues)[0].shape)
-    real = jnp.broadcast_to(value, shape)
-    if isinstance(eigenvalues, ComplexPair):
-        return ComplexPair(real, jnp.zeros_like(real))
-    return real
+    shape = jax.tree.leaves(eigenvalues)[0].shape
+    real = jnp.broadcast_to(value, jnp.broadcast_shapes(value.shape, shape))
+    return ComplexPair(real, jnp.zeros_like(real)) if isinstance(eigenvalues, ComplexPair) else real

@@ -9,6 +9,10 @@ from .base import (
     AbstractSequenceMixerConfig as AbstractSequenceMixerConfig,
     fold as fold,
 )
+from .bidirectional import (
+    BidirectionalSequenceMixer as BidirectionalSequenceMixer,
+    BidirectionalSequenceMixerConfig as BidirectionalSequenceMixerConfig,
+)
 from .hyena import (
     HyenaSequenceMixer as HyenaSequenceMixer,
     HyenaSequenceMixerConfig as HyenaSequenceMixerConfig,

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from ..complex_pair import add, ComplexPair, multiply
 from ..discretize import Discretization, discretize_decay, discretize_gain
-from ..rows import select
+from ..linear_scan.reference import select
 
 
 Parts = Float[Array, "..."] | ComplexPair
