@@ -69,4 +69,6 @@ def _constant(eigenvalues: Any, value: Float[Array, "..."]) -> Any:
     """A real factor for every eigenvalue."""
     shape = jax.tree.leaves(eigenvalues)[0].shape
     real = jnp.broadcast_to(value, jnp.broadcast_shapes(value.shape, shape))
-    return ComplexPair(real, jnp.zeros_like(real)) if isinstance(eigenvalues, ComplexPair) else real
+    return (
+        ComplexPair(real, jnp.zeros_like(real)) if isinstance(eigenvalues, ComplexPair) else real
+    )

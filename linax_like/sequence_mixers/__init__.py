@@ -30,6 +30,11 @@ from .lru import (
     LRUSequenceMixer as LRUSequenceMixer,
     LRUSequenceMixerConfig as LRUSequenceMixerConfig,
 )
+from .mamba import (
+    MambaSequenceMixer as MambaSequenceMixer,
+    MambaSequenceMixerConfig as MambaSequenceMixerConfig,
+    MambaState as MambaState,
+)
 from .s4d import (
     S4DSequenceMixer as S4DSequenceMixer,
     S4DSequenceMixerConfig as S4DSequenceMixerConfig,
