@@ -29,7 +29,7 @@ from ..context import SequenceContext
 from ..initializers import constant, linear_weight, normal, split, step_size_bias, uniform
 from ..ops.complex_pair import ComplexPair
 from ..ops.discretize import Discretization
-from ..ops.selective_scan import selective_scan, selective_step
+from ..ops.selective_scan import Parts, selective_scan, selective_step
 from ..ops.short_conv import short_conv, short_conv_step
 from ..precision import accumulation_dtype, linear, upcast
 from ..types import Frame, Signal
@@ -82,20 +82,11 @@ class MambaState(NamedTuple):
     """Of the current document.
 
     - `short`: the last inputs of the short convolution, the newest last.
-    - `recurrent`: h.
+    - `recurrent`: h, shape `(inner, state)`.
     """
 
     short: Float[Array, "last inner"]
-    recurrent: Float[Array, "inner state"] | ComplexPair
-
-
-class Selected(NamedTuple):
-    """The system that the input selects, at one or all positions."""
-
-    dt: Float[Array, "*time inner"]
-    decay_dt: Float[Array, "*time inner"] | None
-    B: Float[Array, "*time state"] | ComplexPair
-    C: Float[Array, "*time state"] | ComplexPair
+    recurrent: Parts
 
 
 class MambaSequenceMixer(AbstractRecurrentMixer[MambaState]):
@@ -237,32 +228,27 @@ class MambaSequenceMixer(AbstractRecurrentMixer[MambaState]):
 
     def _select(
         self, u: Float[Array, "*time inner"], timesteps: Float[Array, "*time"] | None
-    ) -> Selected:
+    ) -> tuple[Array, Array | None, Parts, Parts]:
+        """Δ, Δ_A if it is another, B and C."""
         rank, states = self.dt_proj.shape[1], self.config.state_dim
-        selected = linear(u, self.select_proj)
-        low_rank, B, C = jnp.split(selected, [rank, rank + states], axis=-1)
-        B, C = upcast(B), upcast(C)
+        low_rank, *BC = jnp.split(linear(u, self.select_proj), [rank, rank + states], axis=-1)
+        B, C = map(upcast, BC)
         dt = upcast(linear(low_rank, self.dt_proj))
         dt = jax.nn.softplus(dt + self.dt_bias.astype(dt.dtype))
         if self.frequency is not None:
             B, C = (ComplexPair(*jnp.split(z, 2, axis=-1)) for z in (B, C))
         if timesteps is None:
-            return Selected(dt, None, B, C)
+            return dt, None, B, C
         rate = dt
         if self.decay_dt_bias is not None:
             rate = jax.nn.softplus(self.decay_dt_bias.astype(dt.dtype))
-        return Selected(dt, timesteps[..., None].astype(dt.dtype) * rate, B, C)
+        return dt, timesteps[..., None].astype(dt.dtype) * rate, B, C
 
-    def _eigenvalues(self, dtype: DTypeLike) -> Float[Array, "inner state"] | ComplexPair:
+    def _eigenvalues(self, dtype: DTypeLike) -> Parts:
         real = -jnp.exp(self.log_decay.astype(dtype))
         return real if self.frequency is None else ComplexPair(real, self.frequency.astype(dtype))
 
-    def _readout(
-        self,
-        y: Float[Array, "*time inner"],
-        u: Float[Array, "*time inner"],
-        gate: Float[Array, "*time inner"],
-    ) -> Float[Array, "*time features"]:
+    def _readout(self, y: Array, u: Array, gate: Array) -> Float[Array, "*time features"]:
         y = y + self.skip.astype(y.dtype) * u
         gated = (y * jax.nn.silu(upcast(gate))).astype(u.dtype)
         return _affine(gated, self.out_proj, self.out_bias)

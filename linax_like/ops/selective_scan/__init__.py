@@ -18,7 +18,7 @@ from ..complex_pair import ComplexPair
 from ..discretize import Discretization
 from ..linear_scan import incoming_state
 from ..varying import vary_together
-from .reference import advance, group, Inputs, Parts, sequential_scan, ungroup
+from .reference import advance, group, Inputs, Parts as Parts, sequential_scan, ungroup
 from .xla import chunked_scan
 
 
