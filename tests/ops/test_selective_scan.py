@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from complex_arrays import as_complex, from_complex
 from jax import P
+from meshes import mesh_of
 
 from linax_like.ops import ComplexPair, selective_scan, selective_step
 
@@ -209,7 +210,7 @@ def test_time_over_devices(kind, method):
     mask = jnp.asarray(rng.random(16) < 0.8)
     resets = mask & jnp.asarray(rng.random(16) < 0.1)
     weight = jnp.asarray(rng.standard_normal((16, FEATURES)), jnp.float32)
-    mesh = jax.make_mesh((4,), ("time",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = mesh_of(4, "time")
     whole = P()
     specs = Given(P("time"), P("time"), whole, P("time"), P("time"), whole, P("time"))
 
