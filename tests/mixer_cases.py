@@ -95,6 +95,20 @@ CASES = [
     MixerCase("rg_lru_complex", lx.RGLRUSequenceMixerConfig(states="complex", short_width=2)),
     MixerCase("min_gru", lx.MinGRUSequenceMixerConfig(candidate="positive")),
     MixerCase("min_lstm", lx.MinLSTMSequenceMixerConfig(expand=2)),
+    MixerCase("mamba", lx.MambaSequenceMixerConfig(4)),
+    MixerCase(
+        "mamba_complex",
+        lx.MambaSequenceMixerConfig(
+            4,
+            expand=1,
+            short_width=2,
+            dt_rank=2,
+            discretization="zoh",
+            eigenvalues="complex",
+            timestep_decay="learned",
+            proj_bias=True,
+        ),
+    ),
     MixerCase("s4d", lx.S4DSequenceMixerConfig(state_dim=8), leak=FFT_LEAK),
     MixerCase(
         "s4d_real",

@@ -3,11 +3,12 @@
 Parameters and states are real: JAX's gradients of complex leaves are conjugated, XLA compiles
 complex code slowly, and accelerator kernels have no complex dtype.
 
-`add`, `multiply` and `conjugate` also take plain real arrays, so that one scan serves both.
+All functions also take plain real arrays, so that one scan serves both.
 """
 
 from typing import NamedTuple, overload
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -56,24 +57,47 @@ def conjugate_multiply(x, y):
     return x * y
 
 
-def scale(x: ComplexPair, factor: Float[Array, "*#shape"] | float) -> ComplexPair:
-    return ComplexPair(x.real * factor, x.imag * factor)
+@overload
+def scale(x: ComplexPair, factor: Array | float) -> ComplexPair: ...
+@overload
+def scale(x: Array, factor: Array | float) -> Array: ...
+def scale(x, factor):
+    """`x` times something real."""
+    return jax.tree.map(lambda part: part * factor, x)
 
 
-def reciprocal(x: ComplexPair) -> ComplexPair:
+@overload
+def reciprocal(x: ComplexPair) -> ComplexPair: ...
+@overload
+def reciprocal(x: Array) -> Array: ...
+def reciprocal(x):
     """`1 / x`, for |x| whose square is a normal number."""
-    return scale(conjugate(x), 1 / (x.real * x.real + x.imag * x.imag))
+    if isinstance(x, ComplexPair):
+        return scale(conjugate(x), 1 / (x.real * x.real + x.imag * x.imag))
+    return 1 / x
 
 
-def exp(x: ComplexPair) -> ComplexPair:
-    radius, chord, imag = _turn(x)
-    return ComplexPair(radius - chord, imag)
+@overload
+def exp(x: ComplexPair) -> ComplexPair: ...
+@overload
+def exp(x: Array) -> Array: ...
+def exp(x):
+    if isinstance(x, ComplexPair):
+        radius, chord, imag = _turn(x)
+        return ComplexPair(radius - chord, imag)
+    return jnp.exp(x)
 
 
-def expm1(x: ComplexPair) -> ComplexPair:
+@overload
+def expm1(x: ComplexPair) -> ComplexPair: ...
+@overload
+def expm1(x: Array) -> Array: ...
+def expm1(x):
     """`exp(x) - 1` without cancellation near 0."""
-    _, chord, imag = _turn(x)
-    return ComplexPair(jnp.expm1(x.real) - chord, imag)
+    if isinstance(x, ComplexPair):
+        _, chord, imag = _turn(x)
+        return ComplexPair(jnp.expm1(x.real) - chord, imag)
+    return jnp.expm1(x)
 
 
 def _turn(x: ComplexPair) -> tuple[Array, Array, Array]:

@@ -38,6 +38,11 @@ from .lru import (
     LRUSequenceMixer as LRUSequenceMixer,
     LRUSequenceMixerConfig as LRUSequenceMixerConfig,
 )
+from .mamba import (
+    MambaSequenceMixer as MambaSequenceMixer,
+    MambaSequenceMixerConfig as MambaSequenceMixerConfig,
+    MambaState as MambaState,
+)
 from .mamba2 import (
     Mamba2SequenceMixer as Mamba2SequenceMixer,
     Mamba2SequenceMixerConfig as Mamba2SequenceMixerConfig,
