@@ -96,24 +96,17 @@ class MLP(AbstractChannelMixer):
         require_width(self, x)
         nonlinearity, _ = _NONLINEARITIES[self.config.activation]
         for layer in self.hidden_layers:
-            h = _project(x, layer.weight, layer.bias)
+            h = linear(x, layer.weight, layer.bias)
             if layer.gate_weight is None:
                 x = nonlinearity(h)
             else:
-                x = nonlinearity(_project(x, layer.gate_weight, layer.gate_bias)) * h
-        return _project(x, self.out_proj, self.out_bias)
+                x = nonlinearity(linear(x, layer.gate_weight, layer.gate_bias)) * h
+        return linear(x, self.out_proj, self.out_bias)
 
     def flop_count(self, positions: int, inference: bool = False) -> int:
         arrays = jax.tree.leaves((self.hidden_layers, self.out_proj))
         forward = positions * sum(2 * weight.size for weight in arrays if weight.ndim == 2)
         return forward if inference else 3 * forward
-
-
-def _project(
-    x: Float[Array, "*shape in"], weight: Float[Array, "out in"], bias: Float[Array, " out"] | None
-) -> Float[Array, "*shape out"]:
-    y = linear(x, weight)
-    return y if bias is None else y + bias.astype(y.dtype)
 
 
 _gelu = partial(jax.nn.gelu, approximate=False)

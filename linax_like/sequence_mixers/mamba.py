@@ -223,7 +223,7 @@ class MambaSequenceMixer(AbstractRecurrentMixer[MambaState]):
 
     def _project(self, x: Float[Array, "*time features"]) -> tuple[Array, Array]:
         """u, and the gate z."""
-        u, gate = jnp.split(_affine(x, self.in_proj, self.in_bias), 2, axis=-1)
+        u, gate = jnp.split(linear(x, self.in_proj, self.in_bias), 2, axis=-1)
         return u, gate
 
     def _select(
@@ -251,7 +251,7 @@ class MambaSequenceMixer(AbstractRecurrentMixer[MambaState]):
     def _readout(self, y: Array, u: Array, gate: Array) -> Float[Array, "*time features"]:
         y = y + self.skip.astype(y.dtype) * u
         gated = (y * jax.nn.silu(upcast(gate))).astype(u.dtype)
-        return _affine(gated, self.out_proj, self.out_bias)
+        return linear(gated, self.out_proj, self.out_bias)
 
 
 def _initial_eigenvalues(cfg: MambaSequenceMixerConfig) -> tuple[np.ndarray, np.ndarray | None]:
@@ -260,8 +260,3 @@ def _initial_eigenvalues(cfg: MambaSequenceMixerConfig) -> tuple[np.ndarray, np.
         return np.arange(1.0, cfg.state_dim + 1), None
     n = np.arange(cfg.state_dim // 2)
     return np.full(n.shape, 0.5), np.pi * n
-
-
-def _affine(x: Array, weight: Array, bias: Array | None) -> Array:
-    y = linear(x, weight)
-    return y if bias is None else y + bias.astype(y.dtype)
