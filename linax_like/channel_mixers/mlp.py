@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..config import require_choice, require_positive
 from ..initializers import constant, normal, split
+from ..ops.gelu import gelu
 from ..precision import linear
 from .base import AbstractChannelMixer, AbstractChannelMixerConfig, require_width
 
@@ -109,16 +110,14 @@ class MLP(AbstractChannelMixer):
         return forward if inference else 3 * forward
 
 
-_gelu = partial(jax.nn.gelu, approximate=False)
-
 # Each with E[φ(z)²] for z of unit variance, by which the next layer's weights keep the variance.
 _NONLINEARITIES: dict[str, tuple[Callable, float]] = {
-    "gelu": (_gelu, 0.4252),
+    "gelu": (gelu, 0.4252),
     "gelu_tanh": (jax.nn.gelu, 0.4252),
     "relu": (jax.nn.relu, 0.5),
     "silu": (jax.nn.silu, 0.3556),
     "tanh": (jnp.tanh, 0.3943),
-    "geglu": (_gelu, 0.4252),
+    "geglu": (gelu, 0.4252),
     "geglu_tanh": (jax.nn.gelu, 0.4252),
     "reglu": (jax.nn.relu, 0.5),
     "swiglu": (jax.nn.silu, 0.3556),
