@@ -71,6 +71,8 @@ from .sequence_mixers import (
     AttentionSequenceMixer as AttentionSequenceMixer,
     AttentionSequenceMixerConfig as AttentionSequenceMixerConfig,
     AttentionState as AttentionState,
+    CentaurusSequenceMixer as CentaurusSequenceMixer,
+    CentaurusSequenceMixerConfig as CentaurusSequenceMixerConfig,
     fold as fold,
     HyenaSequenceMixer as HyenaSequenceMixer,
     HyenaSequenceMixerConfig as HyenaSequenceMixerConfig,
@@ -83,6 +85,8 @@ from .sequence_mixers import (
     LRUSequenceMixerConfig as LRUSequenceMixerConfig,
     S4DSequenceMixer as S4DSequenceMixer,
     S4DSequenceMixerConfig as S4DSequenceMixerConfig,
+    S4SequenceMixer as S4SequenceMixer,
+    S4SequenceMixerConfig as S4SequenceMixerConfig,
     S5SequenceMixer as S5SequenceMixer,
     S5SequenceMixerConfig as S5SequenceMixerConfig,
 )

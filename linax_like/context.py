@@ -14,7 +14,8 @@ class SequenceContext(eqx.Module):
 
     `prefill` and `__call__` take arrays over time; `step` takes scalars, the values at its position.
 
-    - `timesteps`: time since the previous sample, for irregular sampling. Used by S5.
+    - `timesteps`: time since the previous sample, for irregular sampling, in units of the usual
+        one. Used by the mixers of a continuous time.
     - `segment_ids`: the document that a position belongs to, when several are packed into one
         sequence. Documents are contiguous; an id, once left, is not used again.
     - `mask`: False at padding. Padding has no influence, wherever it stands and whatever it holds.

@@ -45,6 +45,10 @@ def conjugate(x):
     return ComplexPair(x.real, -x.imag) if isinstance(x, ComplexPair) else x
 
 
+def subtract(x: ComplexPair, y: ComplexPair) -> ComplexPair:
+    return ComplexPair(x.real - y.real, x.imag - y.imag)
+
+
 def scale(x: ComplexPair, factor: Float[Array, "*#shape"] | float) -> ComplexPair:
     return ComplexPair(x.real * factor, x.imag * factor)
 

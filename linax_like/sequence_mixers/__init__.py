@@ -9,6 +9,10 @@ from .base import (
     AbstractSequenceMixerConfig as AbstractSequenceMixerConfig,
     fold as fold,
 )
+from .centaurus import (
+    CentaurusSequenceMixer as CentaurusSequenceMixer,
+    CentaurusSequenceMixerConfig as CentaurusSequenceMixerConfig,
+)
 from .hyena import (
     HyenaSequenceMixer as HyenaSequenceMixer,
     HyenaSequenceMixerConfig as HyenaSequenceMixerConfig,
@@ -26,6 +30,7 @@ from .lru import (
     LRUSequenceMixer as LRUSequenceMixer,
     LRUSequenceMixerConfig as LRUSequenceMixerConfig,
 )
+from .s4 import S4SequenceMixer as S4SequenceMixer, S4SequenceMixerConfig as S4SequenceMixerConfig
 from .s4d import (
     S4DSequenceMixer as S4DSequenceMixer,
     S4DSequenceMixerConfig as S4DSequenceMixerConfig,
