@@ -14,6 +14,7 @@ with both. Removing the terms of A one after the other (Sherman-Morrison) takes 
     h[t] = s - h[t-1]
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -92,9 +93,12 @@ def recurrence(
 
         def step(h, here: Positions):
             transition = discretize(system, here.timesteps) if regular is None else regular
-            before = h if here.resets is None else _select(~here.resets, h, _zeros(h))
+            before = h
+            if here.resets is not None:
+                before = jax.tree.map(lambda h: jnp.where(here.resets, 0, h), h)
             new = advance(transition, before, here.x)
-            new = new if here.mask is None else _select(here.mask, new, h)
+            if here.mask is not None:
+                new = jax.tree.map(partial(jnp.where, here.mask), new, h)
             return new, read_out(weight, new)
 
         return jax.lax.scan(step, state, positions)
@@ -120,11 +124,3 @@ def _remove(low_rank: list[tuple[ComplexPair, ComplexPair]], s: ComplexPair) -> 
 def _product(p: ComplexPair, h: ComplexPair) -> Float[Array, "features 1"]:
     """P* h."""
     return read_out(conjugate(p), h)[..., None]
-
-
-def _select(keep: Array, x: ComplexPair, y: ComplexPair) -> ComplexPair:
-    return jax.tree.map(lambda x, y: jnp.where(keep, x, y), x, y)
-
-
-def _zeros(h: ComplexPair) -> ComplexPair:
-    return jax.tree.map(jnp.zeros_like, h)

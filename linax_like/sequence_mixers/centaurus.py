@@ -159,7 +159,8 @@ class CentaurusSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         """
 
         def respond(mixer: "CentaurusSequenceMixer") -> Float[Array, "channels length"]:
-            system, weight = mixer._system(dtype)
+            states = 1 if mixer.mix is None else mixer.sub_state_dim
+            system, weight = mixer._system(dtype, (-1, states))
             return impulse_response(system, mixer.config.discretization, weight, length)
 
         return jax.checkpoint(respond)(self)
@@ -173,7 +174,7 @@ class CentaurusSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     ) -> tuple[ComplexPair, Signal]:
         x, context = enter(self, x, context)
         drive = self._drive(x)
-        system, weight = self._recurrent_system(drive.dtype)
+        system, weight = self._system(drive.dtype, self._state_shape())
         state, v = recurrence(
             system,
             self.config.discretization,
@@ -190,7 +191,7 @@ class CentaurusSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         x, context = enter(self, x, context)
         drive = self._drive(x)
         state = cast_like(state, drive)
-        system, weight = self._recurrent_system(drive.dtype)
+        system, weight = self._system(drive.dtype, self._state_shape())
         decay, gain = discretize(system, self.config.discretization, context.timesteps)
         driven = jax.tree.map(lambda part: part * drive, gain)
         new = add(multiply(decay, context.forget(state)), driven)
@@ -206,38 +207,23 @@ class CentaurusSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         forward = channels * (long_conv_flops(time) + kernel) + projections
         return forward if inference else 3 * forward
 
-    def _state_shape(self) -> tuple[int, ...]:
-        match self.config.mode:
-            case "neck" | "depthwise":
-                return self.log_decay.shape
-            case "pointwise":
-                return self.log_decay.size, 1
-            case "full":
-                return self.in_features, self.log_decay.size // self.in_features
+    def _state_shape(self) -> tuple[int, int]:
+        rows = {"pointwise": self.log_decay.size, "full": self.in_features}
+        count = rows.get(self.config.mode, len(self.log_decay))
+        return count, self.log_decay.size // count
 
-    def _system(self, dtype: DTypeLike) -> tuple[Diagonal, ComplexPair]:
-        """A and Δ, and what reads the states, for every inner channel."""
-        log_decay, frequency, dt = (
-            array.astype(dtype)
-            for array in (self.log_decay, self.frequency, jnp.exp(self.log_step)[:, None])
+    def _system(self, dtype: DTypeLike, shape: tuple[int, int]) -> tuple[Diagonal, ComplexPair]:
+        """A and Δ, and what reads the states, in the given shape."""
+        log_decay, frequency, log_step = (
+            array.astype(dtype) for array in (self.log_decay, self.frequency, self.log_step)
         )
         weight = jnp.ones_like(frequency) if self.mix is None else self.mix.astype(dtype)
         if self.config.mode == "full":
             weight = weight * (self.in_proj * self.out_proj).reshape(-1, 1).astype(dtype)
-        system = Diagonal(ComplexPair(-jnp.exp(log_decay), frequency), dt)
+        system = Diagonal(ComplexPair(-jnp.exp(log_decay), frequency), jnp.exp(log_step)[:, None])
         real = ComplexPair(weight / 2, jnp.zeros_like(weight))  # it is read as 2 Re
-        if self.config.mode != "pointwise":
-            return system, real
-        return self._as_states(system, real)
-
-    def _recurrent_system(self, dtype: DTypeLike) -> tuple[Diagonal, ComplexPair]:
-        """`_system`, in the shape of the state."""
-        return self._as_states(*self._system(dtype))
-
-    def _as_states(self, system: Diagonal, weight: ComplexPair) -> tuple[Diagonal, ComplexPair]:
-        own, shape = weight.real.shape, self._state_shape()
-        reshape = lambda leaf: jnp.broadcast_to(leaf, own).reshape(shape)
-        return jax.tree.map(reshape, (system, weight))
+        reshape = lambda leaf: jnp.broadcast_to(leaf, frequency.shape).reshape(shape)
+        return jax.tree.map(reshape, (system, real))
 
     def _drive(self, x: Float[Array, "*time features"]) -> Float[Array, "*time outer states"]:
         """u, in at least float32, as it broadcasts to the states; without B if that is `"full"`."""
