@@ -93,9 +93,8 @@ def recurrence(
 
         def step(h, here: Positions):
             transition = discretize(system, here.timesteps) if regular is None else regular
-            before = h
-            if here.resets is not None:
-                before = jax.tree.map(lambda h: jnp.where(here.resets, 0, h), h)
+            reset = here.resets
+            before = h if reset is None else jax.tree.map(lambda h: jnp.where(reset, 0, h), h)
             new = advance(transition, before, here.x)
             if here.mask is not None:
                 new = jax.tree.map(partial(jnp.where, here.mask), new, h)
