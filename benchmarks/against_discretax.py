@@ -1,7 +1,9 @@
-"""S5, LRU and S4D beside discretax: the same weights, the same outputs, in one process.
+"""S5, LRU, S4D and LinOSS beside discretax: the same weights, the same outputs, in one process.
 
 uv run --with-requirements benchmarks/requirements-discretax.txt python -m benchmarks.against_discretax
 """
+
+from functools import partial
 
 import discretax.sequence_mixers as peer
 import equinox as eqx
@@ -60,10 +62,30 @@ def s4d():
     }
 
 
+def linoss(discretization, damping=False):
+    theirs = peer.LinOSSSequenceMixer(
+        FEATURES, jr.key(0), state_dim=STATE, discretization=discretization, damping=damping
+    )
+    friction = {"damping": theirs.G_diag} if damping else {}
+    return theirs, friction | {
+        "stiffness": theirs.A_diag,
+        "step_logit": theirs.steps,
+        "in_proj": jnp.moveaxis(theirs.B, -1, 0),
+        "out_proj": jnp.moveaxis(theirs.C, -1, 0),
+        "skip": theirs.D,
+    }
+
+
 MIXERS = {
     "S5": (lx.S5SequenceMixerConfig(STATE), s5),
     "LRU": (lx.LRUSequenceMixerConfig(STATE), lru),
     "S4D": (lx.S4DSequenceMixerConfig(STATE), s4d),
+    "LinOSS-IM": (lx.LinOSSSequenceMixerConfig(STATE, "IM", damping=False), partial(linoss, "IM")),
+    "LinOSS-IMEX": (
+        lx.LinOSSSequenceMixerConfig(STATE, "IMEX", damping=False),
+        partial(linoss, "IMEX"),
+    ),
+    "LinOSS damped": (lx.LinOSSSequenceMixerConfig(STATE), partial(linoss, "IMEX", damping=True)),
 }
 
 
@@ -143,7 +165,9 @@ def _warm_up() -> None:
 
 def _plot(rows: list[dict]) -> None:
     quantities = ("forward", "gradient", "compile-gradient", "memory-gradient")
-    figure, axes = plt.subplots(1, len(quantities), figsize=(11, 3.2), sharey=True)
+    figure, axes = plt.subplots(
+        1, len(quantities), figsize=(11, 0.8 + 0.4 * len(rows)), sharey=True
+    )
     labels = [
         f"{row['mixer']} ({row['batch, time, features, state'].rsplit(',', 2)[0]})" for row in rows
     ]

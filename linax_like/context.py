@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -14,8 +15,8 @@ class SequenceContext(eqx.Module):
 
     `prefill` and `__call__` take arrays over time; `step` takes scalars, the values at its position.
 
-    - `timesteps`: time since the previous sample, for irregular sampling, in units of the usual
-        one. Used by the mixers of a continuous time.
+    - `timesteps`: time since the previous sample, in units of the usual one, for irregular sampling.
+        Not negative.
     - `segment_ids`: the document that a position belongs to, when several are packed into one
         sequence. Documents are contiguous; an id, once left, is not used again.
     - `mask`: False at padding. Padding has no influence, wherever it stands and whatever it holds.
@@ -24,6 +25,9 @@ class SequenceContext(eqx.Module):
     - `previous_segment_id`: the document of the last position before this chunk. A stack keeps it
         in its state; without it a chunk continues the document that its state comes from.
     - `axis_name`: the mesh axis over which time is split, inside `jax.shard_map`.
+
+    **Raises:** `ValueError` if timesteps are negative, or an id comes back after it was left. Only
+    arrays with values can be checked: nothing is inside `jax.jit`.
     """
 
     timesteps: Float[Array, "*time"] | None = None
@@ -33,6 +37,16 @@ class SequenceContext(eqx.Module):
     condition: Float[Array, " condition"] | None = None
     previous_segment_id: Int[Array, ""] | None = None
     axis_name: str | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        mask = _known(self.mask)
+        if self.mask is not None and mask is None:
+            return
+        timesteps, segment_ids = _known(self.timesteps), _known(self.segment_ids)
+        if timesteps is not None:
+            check_timesteps(timesteps, mask)
+        if segment_ids is not None:
+            check_segment_ids(segment_ids, mask)
 
     def over_time(self) -> dict[str, Array]:
         """The given fields that have a value per position."""
@@ -161,17 +175,42 @@ def advance_one(cursor: Cursor, context: SequenceContext | None) -> tuple[Cursor
     return cursor, context.map_time(lambda value: value[0])
 
 
-def check_segment_ids(segment_ids: np.ndarray) -> None:
-    """Checks, on the host, that every document of a packed sequence is contiguous.
+def check_timesteps(timesteps: np.ndarray, mask: np.ndarray | None = None) -> None:
+    """Checks, on the host, that no time runs backwards, but at padding.
+
+    **Raises:** `ValueError` that names the first negative timestep (or NaN).
+    """
+    wrong = ~(timesteps >= 0)
+    wrong = wrong if mask is None else wrong & mask
+    if np.any(wrong):
+        raise ValueError(
+            "`timesteps` must not be negative: they are the time since the previous sample. "
+            f"Received {timesteps[wrong][0]}. Sort the samples by time and take differences."
+        )
+
+
+def check_segment_ids(segment_ids: np.ndarray, mask: np.ndarray | None = None) -> None:
+    """Checks, on the host, that every document of a packed sequence is contiguous, but for padding.
+
+    - `segment_ids`: shape `(time,)`, or with a batch before it `(*batch, time)`.
 
     **Raises:** `ValueError` that names the id that comes back after it was left.
     """
-    ids = np.asarray(segment_ids)
-    starts = ids[np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1))] if ids.size else ids
-    values, counts = np.unique(starts, return_counts=True)
-    if np.any(counts > 1):
-        again = values[np.argmax(counts > 1)]
-        raise ValueError(
-            f"`segment_ids` must be contiguous: the id {again} comes back after it was left. "
-            "Give every document of a sequence its own id."
-        )
+    mask = np.ones(segment_ids.shape, bool) if mask is None else mask
+    for index in np.ndindex(segment_ids.shape[:-1]):
+        sequence = segment_ids[index][mask[index]]
+        starts = sequence[np.flatnonzero(np.diff(sequence, prepend=sequence[:1] - 1))]
+        values, counts = np.unique(starts, return_counts=True)
+        if np.any(counts > 1):
+            again = values[np.argmax(counts > 1)]
+            raise ValueError(
+                f"`segment_ids` must be contiguous: the id {again} comes back after it was left. "
+                "Give every document of a sequence its own id."
+            )
+
+
+def _known(array: Array | None) -> np.ndarray | None:
+    """The values on this host, if there are any and all of them are here."""
+    if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer):
+        return np.asarray(array) if array.is_fully_addressable else None
+    return array if isinstance(array, np.ndarray) else None

@@ -61,6 +61,14 @@ def linear_weight(
     return normal(key, (out_features, in_features), 1 / math.sqrt(max(in_features, 1)))
 
 
+def step_size_bias(
+    key: PRNGKeyArray, shape: Shape, dt_min: float, dt_max: float, dt_floor: float
+) -> Float[Array, "..."]:
+    """Biases whose softplus is uniform in its logarithm on `[dt_min, dt_max]`, at least `dt_floor`."""
+    log_step = uniform(key, shape, math.log(dt_min), math.log(dt_max))
+    return _inverse_softplus(log_step, dt_floor)
+
+
 def stack(arrays: Sequence[Array]) -> Array:
     """`jnp.stack`, on the host where possible."""
     if any(isinstance(array, jax.core.Tracer) for array in arrays):
@@ -84,6 +92,12 @@ def _draw_block(key: PRNGKeyArray, kind: Kind) -> Float[Array, " block"]:
             return jr.truncated_normal(key, -2.0, 2.0, (_BLOCK,), jnp.float32)
         case "uniform":
             return jr.uniform(key, (_BLOCK,), jnp.float32)
+
+
+@jax.jit
+def _inverse_softplus(log_step: Float[Array, "..."], floor: ArrayLike) -> Float[Array, "..."]:
+    step = jnp.maximum(jnp.exp(log_step), floor)
+    return step + jnp.log(-jnp.expm1(-step))
 
 
 def _finish(blocks: list[Array], shape: Shape, factor: Factor, offset: float) -> Array:

@@ -83,10 +83,17 @@ class RMSNorm(AbstractNorm):
         self.weight = constant(1, (in_features,))
 
     def __call__(self, x: Float[Array, "*shape features"]) -> Float[Array, "*shape features"]:
-        wide = upcast(x)
-        mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
-        normal = wide * jax.lax.rsqrt(mean_square + self.config.eps)
-        return (normal * self.weight.astype(wide.dtype)).astype(x.dtype)
+        normal = divide_by_rms(x, self.config.eps)
+        return (normal * self.weight.astype(normal.dtype)).astype(x.dtype)
+
+
+def divide_by_rms(
+    x: Float[Array, "*shape features"], eps: float
+) -> Float[Array, "*shape features"]:
+    """`x / √(mean(x²) + ε)` over the last axis, in at least float32."""
+    wide = upcast(x)
+    mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
+    return wide * jax.lax.rsqrt(mean_square + eps)
 
 
 class LayerNorm(AbstractNorm):

@@ -1,4 +1,7 @@
-"""Eight virtual CPU devices; one worker per mixer, so that its tests share what they compile."""
+"""Eight virtual CPU devices; one worker per mixer, so that its tests share what they compile.
+
+With `JAX_PLATFORMS=cuda` and `-m gpu`, the laws, the golden numbers and the ops are tested on a GPU.
+"""
 
 import os
 
@@ -10,8 +13,14 @@ os.environ["XLA_FLAGS"] = (
     + os.environ.get("XLA_FLAGS", "")
 )
 
+import jax  # noqa: E402
 import jax.random as jr  # noqa: E402
 import pytest  # noqa: E402
+
+
+ON_GPU = jax.default_backend() == "gpu"
+if ON_GPU:  # else its matrix products round float32 to ten bits
+    jax.config.update("jax_default_matmul_precision", "highest")
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +36,16 @@ def pytest_collection_modifyitems(items):
         case = None if callspec is None else getattr(callspec.params.get("case"), "id", None)
         group = item.path.name if case is None else f"{item.path.name}-{case}"
         item.add_marker(pytest.mark.xdist_group(group))
+        if not ON_GPU and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip("JAX's default backend is not a GPU"))
+        if ON_GPU and _runs_anywhere(item.path.name):
+            item.add_marker(pytest.mark.gpu)
+
+
+def _runs_anywhere(file: str) -> bool:
+    """Whether the file's tests say nothing of a platform, so that they hold on a GPU as well."""
+    numeric = ("test_mixer_laws", "test_golden", "test_float64", "test_linear_scan")
+    return file.startswith((*numeric, "test_selective_scan", "test_ssd", "test_oscillator"))
 
 
 def pytest_terminal_summary(terminalreporter):

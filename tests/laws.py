@@ -22,6 +22,7 @@ import pytest
 from jax import P
 from jax.sharding import AxisType
 from jax.typing import DTypeLike
+from meshes import mesh_of
 
 from linax_like.context import advance, SequenceContext, start_cursor
 from linax_like.sequence_mixers import (
@@ -105,7 +106,7 @@ def over_time(form: Form, count: int = 4) -> Form:
     """`form` with time split over devices, and the mean of their final states: they must agree."""
 
     def split(mixer, state, x, context):
-        mesh = jax.make_mesh((count,), ("time",), axis_types=(AxisType.Auto,))
+        mesh = mesh_of(count, "time")
         arrays, static = eqx.partition((mixer, state), eqx.is_array)
         context = SequenceContext() if context is None else context
         whole_context = context.replace(timesteps=None, segment_ids=None, mask=None)
@@ -130,7 +131,7 @@ def batched(mixer, state, x, context):
 
 def batched_over_devices(mixer, state, x, context):
     """`batched` inside `shard_map`, as in data parallelism written by hand."""
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    mesh = mesh_of(2, "data")
     arrays, static = eqx.partition((mixer, state), eqx.is_array)
 
     def local(arrays, x, context):
@@ -416,7 +417,7 @@ def check_vmap(mixer: AbstractSequenceMixer) -> None:
     assert_close(pull(batched, mixer, state, x, context, weight, 0.0), expected, "vmap")
     got = pull(batched_over_devices, mixer, state, x, context, weight, 0.0)
     assert_close(got, expected, "shard_map over the batch")
-    with jax.set_mesh(jax.make_mesh((2,), ("data",))):
+    with jax.set_mesh(mesh_of(2, "data", AxisType.Explicit)):
         mixer, state = jax.device_put((mixer, state), P())
         x, context, weight = jax.device_put((x, context, weight), P("data"))
         got = pull(batched, mixer, state, x, context, weight, 0.0)

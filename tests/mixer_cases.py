@@ -59,6 +59,11 @@ CASES = [
         splits_time=False,
         max_length=512,
     ),
+    MixerCase("hgrn", lx.HGRNSequenceMixerConfig(2, lower_bound=0.3)),
+    MixerCase(
+        "bidirectional",
+        lx.BidirectionalSequenceMixerConfig(lx.S5SequenceMixerConfig(8), merge="project"),
+    ),
     MixerCase(
         "centaurus",
         lx.CentaurusSequenceMixerConfig(state_dim=4, sub_state_dim=3),
@@ -89,7 +94,31 @@ CASES = [
         leak=FFT_LEAK,
     ),
     MixerCase("identity", lx.IdentitySequenceMixerConfig(), free=True),
+    MixerCase("linoss", lx.LinOSSSequenceMixerConfig(8, discretization="IM", damping=False)),
+    MixerCase("linoss_damped", lx.LinOSSSequenceMixerConfig(state_dim=8)),
     MixerCase("lru", lx.LRUSequenceMixerConfig(state_dim=8)),
+    MixerCase(
+        "mamba2",
+        lx.Mamba2SequenceMixerConfig(4, head_dim=4, num_groups=2, dt_limits=(0.01, 0.5), chunk=5),
+    ),
+    MixerCase("rg_lru", lx.RGLRUSequenceMixerConfig(lru_width=12, num_heads=2)),
+    MixerCase("rg_lru_complex", lx.RGLRUSequenceMixerConfig(states="complex", short_width=2)),
+    MixerCase("min_gru", lx.MinGRUSequenceMixerConfig(candidate="positive")),
+    MixerCase("min_lstm", lx.MinLSTMSequenceMixerConfig(expand=2)),
+    MixerCase("mamba", lx.MambaSequenceMixerConfig(4)),
+    MixerCase(
+        "mamba_complex",
+        lx.MambaSequenceMixerConfig(
+            4,
+            expand=1,
+            short_width=2,
+            dt_rank=2,
+            discretization="zoh",
+            eigenvalues="complex",
+            timestep_decay="learned",
+            proj_bias=True,
+        ),
+    ),
     MixerCase("s4", lx.S4SequenceMixerConfig(state_dim=8), leak=FFT_LEAK),
     MixerCase("s4_legt", lx.S4SequenceMixerConfig(4, n_ssm=2, init="legt"), leak=FFT_LEAK),
     MixerCase("s4d", lx.S4DSequenceMixerConfig(state_dim=8), leak=FFT_LEAK),
@@ -103,6 +132,7 @@ CASES = [
         "s5_bidirectional",
         lx.S5SequenceMixerConfig(8, bidirectional=True, conj_sym=False, discretization="bilinear"),
     ),
+    MixerCase("s7", lx.S7SequenceMixerConfig(state_dim=4)),
 ]
 
 

@@ -52,7 +52,8 @@ def expected(ids, mask, previous, position):
 
 
 @jax.jit
-def computed(context, position):
+def computed(ids, mask, previous, position):
+    context = SequenceContext(segment_ids=ids, mask=mask, previous_segment_id=previous)
     return (
         context.previous_segment_ids(),
         context.resets(),
@@ -66,10 +67,9 @@ def test_documents_and_positions(sequence, position):
     ids, mask = sequence
     for previous in (None, 10, 99):
         id = None if previous is None else jnp.int32(previous)
-        context = SequenceContext(segment_ids=jnp.asarray(ids), previous_segment_id=id)
         for mask_or_none, real in ((jnp.asarray(mask), mask), (None, np.ones(TIME, bool))):
             before, resets, positions = computed(
-                context.replace(mask=mask_or_none), jnp.int32(position)
+                jnp.asarray(ids), mask_or_none, id, jnp.int32(position)
             )
             expect = expected(ids, real, previous, position)
             assert before.tolist() == expect[0]
@@ -197,5 +197,21 @@ def test_contiguous_documents(ids):
 
 
 def test_an_id_that_comes_back():
+    ids = jnp.array([4, 4, 1, 4])
     with pytest.raises(ValueError, match="the id 4 comes back.*own id"):
-        check_segment_ids(np.array([4, 4, 1, 4]))
+        SequenceContext(segment_ids=ids)
+    with pytest.raises(ValueError, match="the id 4 comes back.*own id"):
+        SequenceContext(segment_ids=jnp.stack([jnp.arange(4), ids]))  # a batch
+    mask = jnp.array([True, True, True, False])
+    SequenceContext(segment_ids=ids, mask=mask)
+    with pytest.raises(ValueError, match="the id 4"):
+        SequenceContext(mask=mask).replace(segment_ids=ids[jnp.array([0, 2, 1, 0])])
+
+
+@pytest.mark.parametrize("wrong", [-0.5, np.nan])
+def test_time_that_runs_backwards(wrong):
+    timesteps = jnp.array([0.0, wrong, 1.0])
+    with pytest.raises(ValueError, match=f"must not be negative.*{wrong}.*differences"):
+        SequenceContext(timesteps=timesteps)
+    SequenceContext(timesteps=timesteps, mask=jnp.array([True, False, True]))
+    jax.jit(lambda timesteps: SequenceContext(timesteps=timesteps).timesteps)(timesteps)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import P
-from jax.sharding import AxisType
+from meshes import mesh_of
 
 import linax_like as lx
 
@@ -60,7 +60,7 @@ def test_a_state_keeps_its_dtypes(mixer, x):
 
 
 def test_features_that_devices_cannot_share_are_an_error(x):
-    mesh = jax.make_mesh((3,), ("time",), axis_types=(AxisType.Auto,))
+    mesh = mesh_of(3, "time")
     mixer = CONFIG.build(8, jax.random.key(0))
     context = lx.SequenceContext(axis_name="time")
     split = lambda x: mixer(x, context=context)

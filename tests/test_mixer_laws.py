@@ -7,7 +7,6 @@ import pytest
 from mixer_cases import CASES, default_config, MixerCase
 
 import linax_like as lx
-from linax_like.interop.safetensors import load_weights, save_weights
 
 
 # One case of every class, whose defaults some laws are about.
@@ -125,6 +124,9 @@ def test_config_round_trip(case):
 
 
 def test_weights_round_trip(case, mixer, tmp_path):
+    pytest.importorskip("safetensors")
+    from linax_like.interop.safetensors import load_weights, save_weights
+
     path = tmp_path / "mixer.safetensors"
     save_weights(path, mixer)
     skeleton = eqx.filter_eval_shape(case.config.build, laws.FEATURES, jr.key(0))

@@ -248,3 +248,17 @@ def test_centaurus_full_builds_no_matrix_of_its_states():
     assert memory is not None
     states = 32 * 32 * 2 * 2 * 4
     assert memory.temp_size_in_bytes < 16 * states
+
+
+@pytest.mark.parametrize("radius", [0.0, 1e-300, 1e-30, 1 - 1e-7])
+def test_lru_has_finite_gradients_at_any_radius(radius):
+    """At |λ| = 0 or next to 1, for every parameter, γ included."""
+    with np.errstate(divide="ignore"):
+        log_decay = np.clip(np.log(-np.log(radius)), -50, 80)
+    mixer = lx.LRUSequenceMixerConfig(8).build(8, jr.key(0, impl="rbg"))
+    mixer = eqx.tree_at(lambda m: m.log_decay, mixer, jnp.full(8, log_decay, jnp.float32))
+    x = jr.normal(jr.key(1, impl="rbg"), (64, 8))
+    gradients = eqx.filter_grad(lambda mixer: jnp.sum(mixer(x) ** 2))(mixer)
+    for leaf in jax.tree.leaves(gradients):
+        assert jnp.all(jnp.isfinite(leaf))
+    assert jnp.all(gradients.log_gain != 0)

@@ -11,4 +11,12 @@ from .linear_scan import (
     linear_scan as linear_scan,
 )
 from .long_conv import long_conv as long_conv
+from .oscillator_scan import (
+    oscillator_scan as oscillator_scan,
+    oscillator_step as oscillator_step,
+    Oscillators as Oscillators,
+    OscillatorState as OscillatorState,
+)
+from .selective_scan import selective_scan as selective_scan, selective_step as selective_step
 from .short_conv import short_conv as short_conv, short_conv_step as short_conv_step
+from .ssd import ssd as ssd, ssd_step as ssd_step

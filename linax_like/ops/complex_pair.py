@@ -3,11 +3,12 @@
 Parameters and states are real: JAX's gradients of complex leaves are conjugated, XLA compiles
 complex code slowly, and accelerator kernels have no complex dtype.
 
-`add`, `multiply` and `conjugate` also take plain real arrays, so that one scan serves both.
+All functions also take plain real arrays, so that one scan serves both.
 """
 
 from typing import NamedTuple, overload
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -45,25 +46,66 @@ def conjugate(x):
     return ComplexPair(x.real, -x.imag) if isinstance(x, ComplexPair) else x
 
 
+@overload
+def conjugate_multiply(x: ComplexPair, y: ComplexPair) -> ComplexPair: ...
+@overload
+def conjugate_multiply(x: Array, y: Array) -> Array: ...
+def conjugate_multiply(x, y):
+    """`multiply(conjugate(x), y)`, as one expression for XLA to compile."""
+    if isinstance(x, ComplexPair):
+        return ComplexPair(x.real * y.real + x.imag * y.imag, x.real * y.imag - x.imag * y.real)
+    return x * y
+
+
 def subtract(x: ComplexPair, y: ComplexPair) -> ComplexPair:
     return ComplexPair(x.real - y.real, x.imag - y.imag)
 
 
-def scale(x: ComplexPair, factor: Float[Array, "*#shape"] | float) -> ComplexPair:
-    return ComplexPair(x.real * factor, x.imag * factor)
+@overload
+def scale(x: ComplexPair, factor: Array | float) -> ComplexPair: ...
+@overload
+def scale(x: Array, factor: Array | float) -> Array: ...
+def scale(x, factor):
+    """`x` times something real."""
+    return jax.tree.map(lambda part: part * factor, x)
 
 
-def reciprocal(x: ComplexPair) -> ComplexPair:
+@overload
+def reciprocal(x: ComplexPair) -> ComplexPair: ...
+@overload
+def reciprocal(x: Array) -> Array: ...
+def reciprocal(x):
     """`1 / x`, for |x| whose square is a normal number."""
-    return scale(conjugate(x), 1 / (x.real * x.real + x.imag * x.imag))
+    if isinstance(x, ComplexPair):
+        return scale(conjugate(x), 1 / (x.real * x.real + x.imag * x.imag))
+    return 1 / x
 
 
-def exp(x: ComplexPair) -> ComplexPair:
-    radius = jnp.exp(x.real)
-    return ComplexPair(radius * jnp.cos(x.imag), radius * jnp.sin(x.imag))
+@overload
+def exp(x: ComplexPair) -> ComplexPair: ...
+@overload
+def exp(x: Array) -> Array: ...
+def exp(x):
+    if isinstance(x, ComplexPair):
+        radius, chord, imag = _turn(x)
+        return ComplexPair(radius - chord, imag)
+    return jnp.exp(x)
 
 
-def expm1(x: ComplexPair) -> ComplexPair:
-    """`exp(x) - 1` without cancellation near 0: exp(r) cos θ - 1 = expm1(r) - 2 exp(r) sin²(θ/2)."""
-    radius, half = jnp.exp(x.real), jnp.sin(x.imag / 2)
-    return ComplexPair(jnp.expm1(x.real) - 2 * radius * half * half, radius * jnp.sin(x.imag))
+@overload
+def expm1(x: ComplexPair) -> ComplexPair: ...
+@overload
+def expm1(x: Array) -> Array: ...
+def expm1(x):
+    """`exp(x) - 1` without cancellation near 0."""
+    if isinstance(x, ComplexPair):
+        _, chord, imag = _turn(x)
+        return ComplexPair(jnp.expm1(x.real) - chord, imag)
+    return jnp.expm1(x)
+
+
+def _turn(x: ComplexPair) -> tuple[Array, Array, Array]:
+    """With θ = Im x and r = exp(Re x): r, r (1 - cos θ) and r sin θ, from θ/2 to be exact near 0."""
+    radius, half = jnp.exp(x.real), x.imag / 2
+    twice = 2 * radius * jnp.sin(half)
+    return radius, twice * jnp.sin(half), twice * jnp.cos(half)

@@ -6,31 +6,35 @@ zoh       decay = exp(Δλ)                    gain = (exp(Δλ) - 1) / λ      
 bilinear  decay = (1 + Δλ/2) / (1 - Δλ/2)    gain = Δ / (1 - Δλ/2)          trapezoid rule
 dirac     decay = exp(Δλ)                    gain = 1                       input an impulse
 euler     decay = exp(Δλ)                    gain = Δ                       as in Mamba
+
+Eigenvalues are real arrays, or `ComplexPair`s of them.
 """
 
 import math
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .complex_pair import add, ComplexPair, exp, expm1, multiply, reciprocal, scale
+from .complex_pair import ComplexPair, conjugate_multiply, exp, expm1, multiply, reciprocal, scale
 
 
 Discretization = Literal["zoh", "bilinear", "dirac", "euler"]
+Eigenvalues = TypeVar("Eigenvalues", Float[Array, "..."], ComplexPair)
 
 
 def discretize_decay(
-    eigenvalues: ComplexPair, dt: Float[Array, "*#shape"], method: Discretization
-) -> ComplexPair:
+    eigenvalues: Eigenvalues, dt: Float[Array, "..."], method: Discretization
+) -> Eigenvalues:
     """The factor by which the state decays in a step of length `dt`."""
     scaled = scale(eigenvalues, dt)
     if method != "bilinear":
         return exp(scaled)
-    half = scale(scaled, 0.5)
-    return multiply(_one_plus(half, +1), reciprocal(_one_plus(half, -1)))
+    above, below = _one_plus(scale(scaled, 0.5)), _one_plus(scale(scaled, -0.5))
+    decay: Any = multiply(above, reciprocal(below))
+    return decay
 
 
 def discretize_log_decay(
@@ -48,27 +52,27 @@ def discretize_log_decay(
 
 
 def discretize_gain(
-    eigenvalues: ComplexPair, dt: Float[Array, "*#shape"], method: Discretization
-) -> ComplexPair:
+    eigenvalues: Eigenvalues, dt: Float[Array, "..."], method: Discretization
+) -> Eigenvalues:
     """The factor by which an input enters the state in a step of length `dt`."""
     match method:
         case "zoh":
             return _zoh_gain(eigenvalues, dt)
         case "bilinear":
-            half = scale(eigenvalues, dt / 2)
-            return scale(reciprocal(_one_plus(half, -1)), dt)
+            return scale(reciprocal(_one_plus(scale(eigenvalues, -dt / 2))), dt)
         case "dirac":
             return _constant(eigenvalues, jnp.ones_like(dt))
         case "euler":
             return _constant(eigenvalues, dt)
 
 
-def _zoh_gain(eigenvalues: ComplexPair, dt: Float[Array, "*#shape"]) -> ComplexPair:
+def _zoh_gain(eigenvalues: Any, dt: Float[Array, "..."]) -> Any:
     """`(exp(Δλ) - 1) / λ`, which tends to Δ as λ tends to 0."""
-    scaled = scale(eigenvalues, dt)
-    small = jnp.maximum(jnp.abs(scaled.real), jnp.abs(scaled.imag)) < 1e-6
-    safe = ComplexPair(jnp.where(small, 1.0, scaled.real), scaled.imag)
-    ratio, taylor = multiply(expm1(scaled), reciprocal(safe)), _one_plus(scale(scaled, 0.5), +1)
+    z = scale(eigenvalues, dt)
+    squared = sum(part * part for part in jax.tree.leaves(z))
+    small = squared < 1e-12
+    ratio = scale(conjugate_multiply(z, expm1(z)), 1 / jnp.where(small, 1.0, squared))
+    taylor = _one_plus(scale(z, 0.5))
     return scale(jax.tree.map(partial(jnp.where, small), taylor, ratio), dt)
 
 
@@ -80,11 +84,14 @@ def _log_bilinear(z: ComplexPair) -> ComplexPair:
     return ComplexPair(real, jnp.arctan2(2 * y, 1 - x**2 - y**2))
 
 
-def _one_plus(x: ComplexPair, sign: int) -> ComplexPair:
-    one = ComplexPair(jnp.ones_like(x.real), jnp.zeros_like(x.imag))
-    return add(one, x if sign > 0 else ComplexPair(-x.real, -x.imag))
+def _one_plus(x: Any) -> Any:
+    return ComplexPair(1 + x.real, x.imag) if isinstance(x, ComplexPair) else 1 + x
 
 
-def _constant(eigenvalues: ComplexPair, value: Float[Array, "*#shape"]) -> ComplexPair:
-    real = jnp.broadcast_to(value, jnp.broadcast_shapes(value.shape, eigenvalues.real.shape))
-    return ComplexPair(real, jnp.zeros_like(real))
+def _constant(eigenvalues: Any, value: Float[Array, "..."]) -> Any:
+    """A real factor for every eigenvalue."""
+    shape = jax.tree.leaves(eigenvalues)[0].shape
+    real = jnp.broadcast_to(value, jnp.broadcast_shapes(value.shape, shape))
+    return (
+        ComplexPair(real, jnp.zeros_like(real)) if isinstance(eigenvalues, ComplexPair) else real
+    )

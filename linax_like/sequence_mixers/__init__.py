@@ -9,9 +9,17 @@ from .base import (
     AbstractSequenceMixerConfig as AbstractSequenceMixerConfig,
     fold as fold,
 )
+from .bidirectional import (
+    BidirectionalSequenceMixer as BidirectionalSequenceMixer,
+    BidirectionalSequenceMixerConfig as BidirectionalSequenceMixerConfig,
+)
 from .centaurus import (
     CentaurusSequenceMixer as CentaurusSequenceMixer,
     CentaurusSequenceMixerConfig as CentaurusSequenceMixerConfig,
+)
+from .hgrn import (
+    HGRNSequenceMixer as HGRNSequenceMixer,
+    HGRNSequenceMixerConfig as HGRNSequenceMixerConfig,
 )
 from .hyena import (
     HyenaSequenceMixer as HyenaSequenceMixer,
@@ -26,9 +34,36 @@ from .implicit_filter import (
     ImplicitFilter as ImplicitFilter,
     ImplicitFilterConfig as ImplicitFilterConfig,
 )
+from .linoss import (
+    LinOSSSequenceMixer as LinOSSSequenceMixer,
+    LinOSSSequenceMixerConfig as LinOSSSequenceMixerConfig,
+)
 from .lru import (
     LRUSequenceMixer as LRUSequenceMixer,
     LRUSequenceMixerConfig as LRUSequenceMixerConfig,
+)
+from .mamba import (
+    MambaSequenceMixer as MambaSequenceMixer,
+    MambaSequenceMixerConfig as MambaSequenceMixerConfig,
+    MambaState as MambaState,
+)
+from .mamba2 import (
+    Mamba2SequenceMixer as Mamba2SequenceMixer,
+    Mamba2SequenceMixerConfig as Mamba2SequenceMixerConfig,
+    Mamba2State as Mamba2State,
+)
+from .min_gru import (
+    MinGRUSequenceMixer as MinGRUSequenceMixer,
+    MinGRUSequenceMixerConfig as MinGRUSequenceMixerConfig,
+)
+from .min_lstm import (
+    MinLSTMSequenceMixer as MinLSTMSequenceMixer,
+    MinLSTMSequenceMixerConfig as MinLSTMSequenceMixerConfig,
+)
+from .rg_lru import (
+    RGLRUSequenceMixer as RGLRUSequenceMixer,
+    RGLRUSequenceMixerConfig as RGLRUSequenceMixerConfig,
+    RGLRUState as RGLRUState,
 )
 from .s4 import S4SequenceMixer as S4SequenceMixer, S4SequenceMixerConfig as S4SequenceMixerConfig
 from .s4d import (
@@ -36,3 +71,4 @@ from .s4d import (
     S4DSequenceMixerConfig as S4DSequenceMixerConfig,
 )
 from .s5 import S5SequenceMixer as S5SequenceMixer, S5SequenceMixerConfig as S5SequenceMixerConfig
+from .s7 import S7SequenceMixer as S7SequenceMixer, S7SequenceMixerConfig as S7SequenceMixerConfig

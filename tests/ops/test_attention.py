@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from jax.test_util import check_grads
+from meshes import mesh_of
 
 from linax_like.ops.attention import attention, xla
 
@@ -160,7 +162,7 @@ def test_batches():
 
 
 def test_batches_over_an_explicit_mesh_axis():
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    mesh = mesh_of(8, "data", AxisType.Explicit)
     split = jax.NamedSharding(mesh, jax.P("data"))
     inputs = jax.tree.map(lambda x: jnp.stack([x] * 8), operands())
     with jax.set_mesh(mesh):

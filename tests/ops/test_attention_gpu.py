@@ -30,12 +30,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def on_a_gpu(request):
-    if request.node.get_closest_marker("gpu") and jax.default_backend() != "gpu":
-        pytest.skip("JAX's default backend is not a GPU")
-
-
 def operands(batch=(), dtype: Any = jnp.bfloat16):
     shapes = [(*batch, TIME, heads, HEAD) for heads in (HEADS, KV_HEADS, KV_HEADS, HEADS)]
     return [jr.normal(k, s, dtype) for k, s in zip(jr.split(jr.key(0), 4), shapes, strict=True)]

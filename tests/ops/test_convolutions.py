@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import P
+from meshes import mesh_of
 
 from linax_like.ops import long_conv, short_conv, short_conv_step
 from linax_like.ops.long_conv import good_fft_size
@@ -144,7 +145,7 @@ def test_short_conv_over_devices(layout):
     time = 16
     keywords = {name: value[:time] for name, value in LAYOUTS[layout].items()}
     names = tuple(keywords)
-    mesh = jax.make_mesh((8,), ("time",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = mesh_of(8, "time")
 
     def local(x, state, *values):
         context = dict(zip(names, values, strict=True))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from complex_arrays import as_complex, from_complex
 from jax import P
+from meshes import mesh_of
 
 from linax_like.ops import ComplexPair, final_state, linear_scan
 
@@ -147,7 +148,7 @@ def test_time_over_devices(backend, reverse):
     h0 = ComplexPair(jnp.ones(STATE), -jnp.ones(STATE))
     mask = jnp.asarray(rng.random(time) < 0.8)
     resets = mask & jnp.asarray(rng.random(time) < 0.1)
-    mesh = jax.make_mesh((4,), ("time",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = mesh_of(4, "time")
 
     def whole(a, b, h0, axis_name=None, resets=resets, mask=mask):
         keywords: Any = dict(resets=resets, mask=mask, reverse=reverse, axis_name=axis_name)
@@ -223,3 +224,27 @@ def test_memory_of_the_compiled_gradient():
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(a, b).compile()
     memory: Any = compiled.memory_analysis()
     assert memory.temp_size_in_bytes <= 4 * (4096 * 64 * 4)
+
+
+@pytest.mark.parametrize("backend", ["reference", "xla"])
+@pytest.mark.parametrize("kind", ["real", "complex"])
+@pytest.mark.parametrize("constant", [True, False], ids=["constant", "varying"])
+def test_float32_is_exact_to_1e_5_at_any_length(kind, constant, backend):
+    """Beside float64 on the same rounded inputs: rounding does not add up over the length."""
+    rng = np.random.default_rng(0)
+    length, state = 65_536, 16
+    shape = (state,) if constant else (length, state)
+    a, b = rng.uniform(0.5, 0.999, shape), rng.standard_normal((length, state))
+    if kind == "complex":
+        a = a * np.exp(2j * np.pi * rng.random(shape))
+        b = b + 1j * rng.standard_normal(b.shape)
+    a, b = (z.astype(np.complex64 if kind == "complex" else np.float32) for z in (a, b))
+    wide = np.complex128 if kind == "complex" else np.float64
+    exact = loop(
+        a.astype(wide), b.astype(wide), 0.0, np.zeros(length, bool), np.ones(length, bool), False
+    )
+    scan = jax.jit(lambda a, b: linear_scan(a, b, backend=backend))
+    errors = np.abs(as_numpy(scan(as_array(a), as_array(b))) - exact)
+    errors = errors.max(axis=1) / np.abs(exact).max()
+    assert errors.max() <= 1e-5
+    assert errors[-1024:].max() <= 3 * errors[1024:2048].max()

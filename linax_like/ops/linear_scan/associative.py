@@ -13,7 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from ..complex_pair import add, ComplexPair, conjugate, multiply
+from ..complex_pair import add, ComplexPair, conjugate, conjugate_multiply, multiply
 from .reference import expand
 
 
@@ -52,7 +52,7 @@ def _backward(reverse, residuals, g):
     adjoint = associative_scan(coefficients, g, end, shift(resets), shift(hold), not reverse)
 
     def da_from(previous, adjoint, resets, hold):
-        da = multiply(conjugate(previous), adjoint)
+        da = conjugate_multiply(previous, adjoint)
         for gone in (resets, hold):
             if gone is not None:
                 zero = lambda da, gone=gone: jnp.where(expand(gone, da), 0.0, da)
@@ -66,7 +66,7 @@ def _backward(reverse, residuals, g):
     if constant:
         da = jax.tree.map(lambda da: jnp.sum(da, axis=0), da)
     dh0 = jax.tree.map(lambda x: x[first], adjoint)
-    passed = multiply(conjugate(a if constant else jax.tree.map(lambda a: a[first], a)), dh0)
+    passed = conjugate_multiply(a if constant else jax.tree.map(lambda a: a[first], a), dh0)
     if hold is not None:
         passed = jax.tree.map(lambda x, y: jnp.where(hold[first], x, y), dh0, passed)
     if resets is not None:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ..complex_pair import add, multiply
+from ..rows import select
 
 
 def sequential_scan(a, b, h0, resets, hold, reverse):
@@ -25,8 +26,3 @@ def sequential_scan(a, b, h0, resets, hold, reverse):
 def expand(condition, like):
     """A condition per position, with the axes that a `where` beside `like` needs."""
     return condition.reshape(condition.shape + (1,) * (like.ndim - 1))
-
-
-def select(condition, x, y):
-    """A `where` over states, at one position."""
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), x, y)

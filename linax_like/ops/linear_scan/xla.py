@@ -6,9 +6,7 @@ coefficients (0 at resets, 1 at hold), from the last position to the first
     db[t] = g[t] + p[t]      da[t] = db[t] conj(h[t-1])      p[t-1] = conj(c[t]) db[t]
 
 Only the states are stored. `jax.lax.scan` would move time to the front: under `jax.vmap` it transposes
-its inputs and outputs, which on a CPU takes longer than the recurrence. And a complex row is one
-array, real part first, so that to split it off a projection, or to join it for the next, costs
-nothing.
+its inputs and outputs, which on a CPU takes longer than the recurrence.
 """
 
 from functools import partial
@@ -16,24 +14,24 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from ..complex_pair import add, ComplexPair, conjugate, multiply
-from .reference import select
+from ..complex_pair import add, conjugate_multiply, multiply
+from ..rows import heed, row, rows_of, select, set_row
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def in_place_scan(a, b, h0, resets, hold, reverse):
     """As `sequential_scan`."""
-    rows, join, split = _rows_of(b)
+    rows, join, split = rows_of(b)
     constant = _is_constant(a, b)
     inputs, coefficients = join(b), None if constant else join(a)
 
     def step(i, carry):
         state, states = carry
-        at = partial(_row, rows - 1 - i if reverse else i)
+        at = partial(row, rows - 1 - i if reverse else i)
         h = split(state)
         decayed = multiply(a if constant else split(at(coefficients)), h)
-        state = join(add(_heed(at(resets), at(hold), decayed, h), split(at(inputs))))
-        return state, _set_row(rows - 1 - i if reverse else i, states, state)
+        state = join(add(heed(at(resets), at(hold), decayed, h), split(at(inputs))))
+        return state, set_row(rows - 1 - i if reverse else i, states, state)
 
     start = join(h0), jax.tree.map(jnp.zeros_like, inputs)
     return split(jax.lax.fori_loop(0, rows, step, start)[1])
@@ -46,7 +44,7 @@ def _forward(a, b, h0, resets, hold, reverse):
 
 def _backward(reverse, residuals, g):
     a, h, h0, resets, hold = residuals
-    rows, join, split = _rows_of(h)
+    rows, join, split = rows_of(h)
     constant = _is_constant(a, h)
     states, cotangents, coefficients = join(h), join(g), None if constant else join(a)
     first = rows - 1 if reverse else 0
@@ -54,16 +52,16 @@ def _backward(reverse, residuals, g):
     def step(i, carry):
         passed, da, db = carry
         t = i if reverse else rows - 1 - i
-        at = partial(_row, t)
-        earlier = split(_row(jnp.clip(t + 1 if reverse else t - 1, 0, rows - 1), states))
+        at = partial(row, t)
+        earlier = split(row(jnp.clip(t + 1 if reverse else t - 1, 0, rows - 1), states))
         earlier = select(t == first, h0, earlier)
         adjoint = add(split(at(cotangents)), passed)
         nothing = jax.tree.map(jnp.zeros_like, adjoint)
-        slope = _heed(at(resets), at(hold), multiply(conjugate(earlier), adjoint), nothing)
+        slope = heed(at(resets), at(hold), conjugate_multiply(earlier, adjoint), nothing)
         a_t = a if constant else split(at(coefficients))
-        passed = _heed(at(resets), at(hold), multiply(conjugate(a_t), adjoint), adjoint)
-        da = add(da, slope) if constant else _set_row(t, da, join(slope))
-        return passed, da, _set_row(t, db, join(adjoint))
+        passed = heed(at(resets), at(hold), conjugate_multiply(a_t, adjoint), adjoint)
+        da = add(da, slope) if constant else set_row(t, da, join(slope))
+        return passed, da, set_row(t, db, join(adjoint))
 
     nothing = jax.tree.map(jnp.zeros_like, (h0, h0 if constant else states, states))
     passed, da, db = jax.lax.fori_loop(0, rows, step, nothing)
@@ -75,36 +73,3 @@ in_place_scan.defvjp(_forward, _backward)
 
 def _is_constant(a, b):
     return jax.tree.leaves(a)[0].ndim < jax.tree.leaves(b)[0].ndim
-
-
-def _rows_of(x):
-    """How many rows there are, and how a complex one is joined and split again."""
-    length, *state = jax.tree.leaves(x)[0].shape
-    if isinstance(x, ComplexPair) and state:
-        return length, partial(jnp.concatenate, axis=-1), _split
-    return length, _same, _same
-
-
-def _split(x):
-    return ComplexPair(*jnp.split(x, 2, axis=-1))
-
-
-def _same(x):
-    return x
-
-
-def _row(t, x):
-    index = partial(
-        jax.lax.dynamic_index_in_dim, index=t, keepdims=False, allow_negative_indices=False
-    )
-    return jax.tree.map(index, x)
-
-
-def _set_row(t, x, row):
-    return jax.tree.map(lambda x, row: x.at[t].set(row, mode="promise_in_bounds"), x, row)
-
-
-def _heed(reset, held, new, old):
-    """`new`, but `old` where the state is held, and zeros where it is reset."""
-    new = new if held is None else select(held, old, new)
-    return new if reset is None else select(reset, jax.tree.map(jnp.zeros_like, new), new)

@@ -1,0 +1,31 @@
+"""The recurrence by its definition: one position after the other."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def ssd_step(
+    state: Float[Array, "heads head state"],
+    x: Float[Array, "heads head"],
+    log_decay: Float[Array, " heads"],
+    b: Float[Array, "groups state"],
+    c: Float[Array, "groups state"],
+) -> tuple[Float[Array, "heads head state"], Float[Array, "heads head"]]:
+    """One position. The caller forgets the state at a new document, and keeps it at padding."""
+    dtype = state.dtype
+    b, c = (jnp.repeat(z.astype(dtype), len(x) // len(z), axis=0) for z in (b, c))
+    decayed = jnp.exp(log_decay.astype(dtype))[:, None, None] * state
+    new = decayed + x.astype(dtype)[:, :, None] * b[:, None, :]
+    return new, jnp.einsum("hpn,hn->hp", new, c).astype(x.dtype)
+
+
+def sequential_ssd(x, log_decay, b, c, h0, resets):
+    """The state after all positions, and the outputs."""
+
+    def step(state, inputs):
+        x, log_decay, b, c, reset = inputs
+        state = state if reset is None else jnp.where(reset, 0.0, state)
+        return ssd_step(state, x, log_decay, b, c)
+
+    return jax.lax.scan(step, h0, (x, log_decay, b, c, resets))
