@@ -15,7 +15,8 @@ class SequenceContext(eqx.Module):
 
     `prefill` and `__call__` take arrays over time; `step` takes scalars, the values at its position.
 
-    - `timesteps`: time since the previous sample, for irregular sampling. Not negative.
+    - `timesteps`: time since the previous sample, in units of the usual one, for irregular sampling.
+        Not negative.
     - `segment_ids`: the document that a position belongs to, when several are packed into one
         sequence. Documents are contiguous; an id, once left, is not used again.
     - `mask`: False at padding. Padding has no influence, wherever it stands and whatever it holds.

@@ -83,3 +83,39 @@ def stepped(mixer, x, context=None):
 
 def mean_square(y):
     return jnp.mean(y**2)
+
+
+def parameters(data, prefix="p/"):
+    return {
+        k.removeprefix(prefix): jnp.asarray(v) for k, v in data.items() if k.startswith(prefix)
+    }
+
+
+def check_lrnnx(data, mixer_from, layer):
+    """Outputs, stepwise outputs and gradients by the reference's own parameters.
+
+    - `mixer_from`: the mixer that these parameters are.
+    - `layer`: what the reference does to the mixer's output, `layer(y, x, parameters)`.
+    """
+
+    @eqx.filter_jit
+    @eqx.filter_grad(has_aux=True)
+    def grad(inputs):
+        p, x = inputs
+        y = layer(jax.vmap(mixer_from(p))(x), x, p)
+        return mean_square(y), y
+
+    p, x = parameters(data), jnp.asarray(data["x"])
+    (d_p, d_x), y = grad((p, x))
+    assert_close(y, data["y"], 1e-5)
+    assert_close(layer(stepped(mixer_from(p), x), x, p), data["ystep"], 1e-5)
+    assert_close(d_x, data["dx"], 1e-4)
+    for name, value in parameters(data, "g/").items():
+        assert_close(d_p[name], value, 1e-4)
+
+
+def lrnnx_s4_output(y, x, p):
+    """What the S4 and S4D of lrnnx do to their mixer's output."""
+    gelu = lambda x: jax.nn.gelu(x, approximate=False)
+    projected = gelu(gelu(y)) @ p["output_linear.0.weight"].T + p["output_linear.0.bias"]
+    return gelu(projected)

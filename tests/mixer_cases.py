@@ -65,6 +65,16 @@ CASES = [
         lx.BidirectionalSequenceMixerConfig(lx.S5SequenceMixerConfig(8), merge="project"),
     ),
     MixerCase(
+        "centaurus",
+        lx.CentaurusSequenceMixerConfig(state_dim=4, sub_state_dim=3),
+        leak=FFT_LEAK,
+    ),
+    MixerCase(
+        "centaurus_full",
+        lx.CentaurusSequenceMixerConfig("full", sub_state_dim=2, discretization="bilinear"),
+        leak=FFT_LEAK,
+    ),
+    MixerCase(
         "hyena",
         lx.HyenaSequenceMixerConfig(
             filter=lx.ImplicitFilterConfig(8, bands=4, time_scale=16), max_documents=3
@@ -109,6 +119,8 @@ CASES = [
             proj_bias=True,
         ),
     ),
+    MixerCase("s4", lx.S4SequenceMixerConfig(state_dim=8), leak=FFT_LEAK),
+    MixerCase("s4_legt", lx.S4SequenceMixerConfig(4, n_ssm=2, init="legt"), leak=FFT_LEAK),
     MixerCase("s4d", lx.S4DSequenceMixerConfig(state_dim=8), leak=FFT_LEAK),
     MixerCase(
         "s4d_real",

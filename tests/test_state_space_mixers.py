@@ -64,7 +64,71 @@ def test_s5_in_both_directions(gain):
     assert all(np.isfinite(grad).all() for grad in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("discretization", ["zoh", "bilinear", "dirac"])
+def in_float64(tree):
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), tree)
+
+
+METHODS = ["zoh", "bilinear", "dirac"]
+
+
+@pytest.mark.parametrize("init", ["legs", "lin", "inv", "real"])
+@pytest.mark.parametrize("discretization", METHODS)
+def test_s4d_by_convolution_and_by_steps(init, discretization):
+    mixer = lx.S4DSequenceMixerConfig(8, init=init, discretization=discretization).build(8, KEY)
+    with jax.enable_x64():
+        mixer, x = in_float64((mixer, X))
+        _, y = lx.fold(mixer, mixer.init_state(20, jnp.float64), x)
+        np.testing.assert_allclose(mixer(x), y, rtol=1e-9, atol=1e-11)
+
+
+IRREGULAR = [
+    *(lx.S4DSequenceMixerConfig(8, discretization=method) for method in METHODS),
+    *(
+        lx.CentaurusSequenceMixerConfig(mode, sub_state_dim=2, discretization="bilinear")
+        for mode in ("neck", "pointwise", "depthwise")
+    ),
+]
+
+
+@pytest.mark.parametrize("config", IRREGULAR, ids=str)
+def test_a_step_after_a_longer_time_is_that_of_a_larger_step_size(config):
+    """In `step`, and in `__call__`."""
+    mixer = config.build(8, KEY)
+    with jax.enable_x64():
+        mixer, x, timesteps = in_float64((mixer, X, TIMESTEPS))
+        state, ys = mixer.init_state(20, jnp.float64), []
+        for x_t, elapsed in zip(x, timesteps, strict=True):
+            slower = eqx.tree_at(lambda m: m.log_step, mixer, mixer.log_step + jnp.log(elapsed))
+            state, y = slower.step(state, x_t)
+            ys.append(y)
+        context = lx.SequenceContext(timesteps=timesteps)
+        np.testing.assert_allclose(mixer(x, context=context), jnp.stack(ys), rtol=1e-8, atol=1e-10)
+        _, y = lx.fold(mixer, mixer.init_state(20, jnp.float64), x, context=context)
+        np.testing.assert_allclose(y, jnp.stack(ys), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("clip_eigs", [True, False])
+@pytest.mark.parametrize("discretization", METHODS)
+def test_no_state_of_s5_grows_whatever_the_parameters(discretization, clip_eigs):
+    """Eigenvalues of both signs, tiny and huge steps: |Ā| < 1, and ≤ 1 where float32 rounds."""
+    rng = np.random.default_rng(0)
+    config = lx.S5SequenceMixerConfig(512, discretization=discretization, clip_eigs=clip_eigs)
+    for dtype, bound in ((jnp.float64, 1.0), (jnp.float32, 1 + 2e-7)):
+        with jax.enable_x64(dtype == jnp.float64):
+            mixer = config.build(8, KEY)
+            wild = lambda scale: jnp.asarray(scale * rng.normal(size=256), dtype)
+            mixer = eqx.tree_at(
+                lambda m: (m.eigenvalues_real, m.eigenvalues_imag, m.log_step),
+                mixer,
+                (wild(3.0), wild(100.0), wild(3.0)),
+            )
+            decay, _ = mixer._system(jnp.zeros((1, 8), dtype), None)
+            radius = np.hypot(np.asarray(decay.real, float), np.asarray(decay.imag, float))
+            assert radius.max() < bound
+            assert radius.min() < 0.9  # so that the eigenvalues did reach far
+
+
+@pytest.mark.parametrize("discretization", METHODS)
 def test_timesteps_of_one_change_nothing(discretization):
     mixer = lx.S5SequenceMixerConfig(8, discretization=discretization).build(8, KEY)
     context = lx.SequenceContext(timesteps=jnp.ones(20))
@@ -99,6 +163,13 @@ def test_s5_starts_at_a_sane_scale(init):
     [
         (lambda: lx.S4DSequenceMixerConfig(state_dim=7), "state_dim"),
         (lambda: lx.S4DSequenceMixerConfig(dt_min=0.2, dt_max=0.1), "dt_max"),
+        (lambda: lx.S4DSequenceMixerConfig(discretization="euler"), "discretization"),
+        (lambda: lx.CentaurusSequenceMixerConfig("wide"), "mode.*'neck', 'pointwise'"),
+        (lambda: lx.CentaurusSequenceMixerConfig("full", state_dim=64), "state_dim.*None.*'full'"),
+        (lambda: lx.CentaurusSequenceMixerConfig(state_dim=0), "state_dim"),
+        (lambda: lx.CentaurusSequenceMixerConfig(sub_state_dim=0), "sub_state_dim"),
+        (lambda: lx.CentaurusSequenceMixerConfig(discretization="async"), "discretization"),
+        (lambda: lx.CentaurusSequenceMixerConfig(dt_max=1e-4), "dt_max"),
         (lambda: lx.S5SequenceMixerConfig(state_dim=12, ssm_blocks=4), "state_dim"),
         (lambda: lx.S5SequenceMixerConfig(step_rescale=0.0), "step_rescale"),
     ],
@@ -143,6 +214,40 @@ def test_s4d_never_holds_all_states(packed):
     assert memory is not None
     states = time * width * 32 * 2 * 4
     assert memory.temp_size_in_bytes < states / 2
+
+
+@pytest.mark.parametrize("discretization", ["zoh", "bilinear", "dirac", "euler"])
+@pytest.mark.parametrize("mode", ["neck", "pointwise", "depthwise", "full"])
+def test_centaurus_by_convolution_and_by_steps(mode, discretization):
+    """In every mode, and the discretisation makes a difference."""
+    config = lambda method: lx.CentaurusSequenceMixerConfig(
+        mode, sub_state_dim=3, dt_min=0.5, dt_max=1.0, discretization=method
+    )
+    mixer = config(discretization).build(8, KEY)
+    other = config("euler" if discretization == "zoh" else "zoh").build(8, KEY)
+    with jax.enable_x64():
+        mixer, other, x = in_float64((mixer, other, X))
+        _, y = lx.fold(mixer, mixer.init_state(20, jnp.float64), x)
+        np.testing.assert_allclose(mixer(x), y, rtol=1e-9, atol=1e-11)
+        assert np.abs(other(x) - y).max() > 1e-3 * np.abs(y).max()
+
+
+@pytest.mark.parametrize("mode", ["neck", "pointwise", "depthwise", "full"])
+def test_centaurus_starts_at_a_sane_scale(mode):
+    mixer = lx.CentaurusSequenceMixerConfig(mode).build(32, KEY)
+    y = eqx.filter_jit(mixer)(jr.normal(KEY, (512, 32)))
+    assert 0.05 < y.std() < 5
+
+
+def test_centaurus_full_builds_no_matrix_of_its_states():
+    """A state per pair of features, and no more memory than for those."""
+    mixer = lx.CentaurusSequenceMixerConfig("full", sub_state_dim=2).build(32, KEY)
+    step = eqx.filter_jit(lambda mixer, state, x: mixer.step(state, x))
+    compiled = step.lower(mixer, mixer.init_state(1), jnp.zeros(32)).compile()
+    memory = compiled.compiled.memory_analysis()
+    assert memory is not None
+    states = 32 * 32 * 2 * 2 * 4
+    assert memory.temp_size_in_bytes < 16 * states
 
 
 @pytest.mark.parametrize("radius", [0.0, 1e-300, 1e-30, 1 - 1e-7])

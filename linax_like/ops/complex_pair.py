@@ -57,6 +57,10 @@ def conjugate_multiply(x, y):
     return x * y
 
 
+def subtract(x: ComplexPair, y: ComplexPair) -> ComplexPair:
+    return ComplexPair(x.real - y.real, x.imag - y.imag)
+
+
 @overload
 def scale(x: ComplexPair, factor: Array | float) -> ComplexPair: ...
 @overload

@@ -1,8 +1,8 @@
 """A diagonal state space per feature: many small recurrences with one real input and output each.
 
-    h[t] = decay ⊙ h[t-1] + x[t]
+    h[t] = decay ⊙ h[t-1] + gain ⊙ x[t]
     y[t] = 2 Re Σₙ weightₙ hₙ[t]
-    K[l] = 2 Re Σₙ weightₙ decayₙˡ
+    K[l] = 2 Re Σₙ weightₙ gainₙ decayₙˡ
 
 The states have shape `(features, state)`; over all of time they would be far larger than the
 signal, so nothing here ever holds more than about √time of them.
@@ -10,24 +10,41 @@ signal, so nothing here ever holds more than about √time of them.
 
 import math
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from .complex_pair import ComplexPair, exp, multiply, scale
+from .chunked_scan import chunked_scan, Positions
+from .complex_pair import ComplexPair, exp, multiply
+from .discretize import Discretization, discretize_decay, discretize_gain, discretize_log_decay
 from .linear_scan import final_state, incoming_state, linear_scan
 from .varying import vary_together
 
 
+class Diagonal(NamedTuple):
+    """The continuous system of every feature, and how long a step of it is.
+
+    - `eigenvalues`: λ, of shape `(features, state)` and negative real part.
+    - `dt`: Δ, of the same shape or one that broadcasts to it.
+    """
+
+    eigenvalues: ComplexPair
+    dt: Float[Array, "..."]
+
+
 def impulse_response(
-    log_decay: ComplexPair, weight: ComplexPair, length: int
+    system: Diagonal, method: Discretization, weight: ComplexPair, length: int
 ) -> Float[Array, "features length"]:
     """K.
 
     With l = cQ + q, decayˡ = decay^(cQ) decay^q makes the sum over the states a product of two
     matrices with about √length columns.
     """
+    eigenvalues, dt = system
+    log_decay = discretize_log_decay(eigenvalues, dt, method)
+    weight = multiply(weight, discretize_gain(eigenvalues, dt, method))
     columns = max(math.isqrt(length), 1)
     rows = -(-length // columns)
     index = partial(jnp.arange, dtype=weight.real.dtype)
@@ -40,30 +57,43 @@ def impulse_response(
     return kernel.reshape(kernel.shape[0], rows * columns)[:, :length]
 
 
+def discretize(
+    system: Diagonal, method: Discretization, timesteps: Float[Array, "*time"] | None = None
+) -> tuple[ComplexPair, ComplexPair]:
+    """Decay and gain of a step, constant in time unless there are timesteps."""
+    eigenvalues, dt = system
+    if timesteps is not None:
+        dt = timesteps[..., None, None].astype(dt.dtype) * dt
+    decay = discretize_decay(eigenvalues, dt, method)
+    return decay, discretize_gain(eigenvalues, dt, method)
+
+
 def recurrence(
-    log_decay: ComplexPair,
+    system: Diagonal,
+    method: Discretization,
     weight: ComplexPair,
     state: ComplexPair,
-    x: Float[Array, "time features"],
-    *,
-    resets: Bool[Array, " time"] | None = None,
-    mask: Bool[Array, " time"] | None = None,
+    positions: Positions,
     axis_name: str | None = None,
 ) -> tuple[ComplexPair, Float[Array, "time features"]]:
-    """The state after all positions, and the outputs; `resets` and so on as in `linear_scan`."""
-    if len(x) == 0:
-        return state, x
+    """The state after all positions, and the outputs.
+
+    - `positions`: with inputs of shape `(time, features or 1, state or 1)`.
+    - `axis_name`: the mesh axis over which time is split, inside `jax.shard_map`.
+    """
+    time = len(positions.x)
+    if time == 0:
+        return state, jnp.zeros_like(positions.x, shape=(0, len(weight.real)))
+    run = partial(chunked_scan, partial(_advance, method), (system, weight))
     if axis_name is None:
-        return _in_chunks(log_decay, weight, state, x, resets, mask)
-    nothing = jax.tree.map(jnp.zeros_like, state)
-    end, _ = _in_chunks(log_decay, weight, nothing, x, resets, mask)
-    count = float(len(x)) if mask is None else mask.sum(dtype=x.dtype)
-    decay = exp(scale(log_decay, count))  # what is left of the state that comes in
-    if resets is not None:
-        decay = scale(decay, jnp.where(resets.any(), 0, jnp.ones((), x.dtype)))
+        return run(state, positions)
+    zero = jax.tree.map(jnp.zeros_like, state)
+    one = zero._replace(real=jnp.ones_like(state.real))
+    end, _ = run(zero, positions)
+    decay, _ = run(one, positions._replace(x=jnp.zeros_like(positions.x)))
     decay, end, state = vary_together(decay, end, state)
     state = incoming_state(decay, end, state, axis_name)
-    state, y = _in_chunks(log_decay, weight, state, x, resets, mask)
+    state, y = run(state, positions)
     return jax.tree.map(lambda h: jax.lax.all_gather(h, axis_name)[-1], state), y
 
 
@@ -72,37 +102,19 @@ def read_out(weight: ComplexPair, h: ComplexPair) -> Float[Array, "*time feature
     return 2 * jnp.sum(weight.real * h.real - weight.imag * h.imag, axis=-1)
 
 
-def _in_chunks(
-    log_decay: ComplexPair,
-    weight: ComplexPair,
+def _advance(
+    method: Discretization,
+    parameters: tuple[Diagonal, ComplexPair],
     state: ComplexPair,
-    x: Float[Array, "time features"],
-    resets: Bool[Array, " time"] | None,
-    mask: Bool[Array, " time"] | None,
+    positions: Positions,
 ) -> tuple[ComplexPair, Float[Array, "time features"]]:
-    """The gradient keeps the states between chunks, and computes those within a chunk again."""
-    decay = exp(log_decay)
-    chunk = math.isqrt(len(x) - 1) + 1
-    padding = -len(x) % chunk
-    if padding and mask is None:
-        mask = jnp.ones(x.shape[:1], bool)
-
-    def chunked(array: Array) -> Array:
-        array = jnp.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
-        return array.reshape(-1, chunk, *array.shape[1:])
-
-    @partial(jax.checkpoint, prevent_cse=False)
-    def advance(state, inputs):
-        x, resets, mask = inputs
-        real = jnp.broadcast_to(x[..., None], (*x.shape, decay.real.shape[-1]))
-        drive = ComplexPair(real, jnp.zeros_like(real))
-        states = linear_scan(decay, drive, state, resets=resets, mask=mask)
-        return final_state(states, state), read_out(weight, states)
-
-    inputs = jax.tree.map(chunked, (x, resets, mask))
-    state, decay, weight, inputs = vary_together(state, decay, weight, inputs)
-    state, y = jax.lax.scan(advance, state, inputs)
-    return state, y.reshape(-1, y.shape[-1])[: len(x)]
+    system, weight = parameters
+    x, timesteps, resets, mask = positions
+    decay, gain = discretize(system, method, timesteps)
+    shape = (len(x), *state.real.shape)
+    drive = jax.tree.map(lambda part: jnp.broadcast_to(part * x, shape), gain)
+    states = linear_scan(decay, drive, state, resets=resets, mask=mask)
+    return final_state(states, state), read_out(weight, states)
 
 
 def _powers(log_decay: ComplexPair, exponents: Float[Array, " count"]) -> ComplexPair:

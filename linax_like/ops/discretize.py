@@ -10,6 +10,7 @@ euler     decay = exp(Δλ)                    gain = Δ                       a
 Eigenvalues are real arrays, or `ComplexPair`s of them.
 """
 
+import math
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -36,6 +37,20 @@ def discretize_decay(
     return decay
 
 
+def discretize_log_decay(
+    eigenvalues: ComplexPair, dt: Float[Array, "*#shape"], method: Discretization
+) -> ComplexPair:
+    """The logarithm of the decay, for Re λ < 0.
+
+    Its phase is within a turn, so that it keeps its precision when it is multiplied by a time.
+    """
+    scaled = scale(eigenvalues, dt)
+    if method == "bilinear":
+        scaled = _log_bilinear(scaled)
+    phase = scaled.imag - 2 * math.pi * jnp.round(scaled.imag / (2 * math.pi))
+    return ComplexPair(scaled.real, phase)
+
+
 def discretize_gain(
     eigenvalues: Eigenvalues, dt: Float[Array, "..."], method: Discretization
 ) -> Eigenvalues:
@@ -59,6 +74,14 @@ def _zoh_gain(eigenvalues: Any, dt: Float[Array, "..."]) -> Any:
     ratio = scale(conjugate_multiply(z, expm1(z)), 1 / jnp.where(small, 1.0, squared))
     taylor = _one_plus(scale(z, 0.5))
     return scale(jax.tree.map(partial(jnp.where, small), taylor, ratio), dt)
+
+
+def _log_bilinear(z: ComplexPair) -> ComplexPair:
+    """`log((1 + z/2) / (1 - z/2))`, for Re z < 0."""
+    x, y = z.real / 2, z.imag / 2
+    ratio = 4 * x / ((1 - x) ** 2 + y**2)  # |1 + z/2|² / |1 - z/2|² - 1
+    real = 0.5 * jnp.log1p(jnp.maximum(ratio, -1 + 1e-6))
+    return ComplexPair(real, jnp.arctan2(2 * y, 1 - x**2 - y**2))
 
 
 def _one_plus(x: Any) -> Any:

@@ -38,6 +38,21 @@ def long_conv(
     return y.mT.astype(x.dtype)
 
 
+def long_conv_full(
+    x: Float[Array, "time inputs"], kernel: Float[Array, "length inputs outputs"]
+) -> Float[Array, "time outputs"]:
+    """Every output feature is the sum of a convolution of every input feature."""
+    time = len(x)
+    kernel = kernel[:time]
+    size = good_fft_size(2 * time - 1)
+    if time == 0:
+        return jnp.zeros_like(x, shape=(0, kernel.shape[-1]))
+    signal = jnp.fft.rfft(upcast(x).T, size)
+    response = jnp.fft.rfft(jnp.moveaxis(upcast(kernel), 0, -1), size)
+    y = jnp.fft.irfft(jnp.einsum("if,iof->of", signal, response, precision="highest"), size)
+    return y[:, :time].T.astype(x.dtype)
+
+
 def long_conv_packed(
     x: Float[Array, "time features"],
     kernel: Float[Array, "length features"],

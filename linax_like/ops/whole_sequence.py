@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .compact import padding_last, Permutation, permute
 from .varying import rows_from, vary_together
@@ -43,8 +43,7 @@ class WholeSequence(NamedTuple):
         """From what a context says of this device's `length` positions."""
         if axis_name is not None:
             length = length * jax.lax.axis_size(axis_name)
-            gather = lambda x: jax.lax.all_gather(x, axis_name, tiled=True)
-            resets, mask = jax.tree.map(gather, (resets, mask))
+            resets, mask = gather_time((resets, mask), axis_name)
         permutation, real = None, jnp.int32(length)
         if mask is not None:
             permutation, real = padding_last(mask), mask.sum(dtype=jnp.int32)
@@ -116,3 +115,10 @@ class WholeSequence(NamedTuple):
         here = jnp.sum(is_real & (self.documents == last), dtype=jnp.int32)
         earlier = jnp.where(self.continues & (last == 0), length, 0)
         return jnp.where(self.real > 0, here + earlier, length)
+
+
+def gather_time(tree: PyTree, axis_name: str | None) -> PyTree:
+    """Arrays with a value per position, from every device."""
+    if axis_name is None:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), tree)

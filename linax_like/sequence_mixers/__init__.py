@@ -13,6 +13,10 @@ from .bidirectional import (
     BidirectionalSequenceMixer as BidirectionalSequenceMixer,
     BidirectionalSequenceMixerConfig as BidirectionalSequenceMixerConfig,
 )
+from .centaurus import (
+    CentaurusSequenceMixer as CentaurusSequenceMixer,
+    CentaurusSequenceMixerConfig as CentaurusSequenceMixerConfig,
+)
 from .hgrn import (
     HGRNSequenceMixer as HGRNSequenceMixer,
     HGRNSequenceMixerConfig as HGRNSequenceMixerConfig,
@@ -61,6 +65,7 @@ from .rg_lru import (
     RGLRUSequenceMixerConfig as RGLRUSequenceMixerConfig,
     RGLRUState as RGLRUState,
 )
+from .s4 import S4SequenceMixer as S4SequenceMixer, S4SequenceMixerConfig as S4SequenceMixerConfig
 from .s4d import (
     S4DSequenceMixer as S4DSequenceMixer,
     S4DSequenceMixerConfig as S4DSequenceMixerConfig,

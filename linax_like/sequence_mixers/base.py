@@ -141,6 +141,8 @@ def enter(
                 f"`{type(mixer).__name__}` was given `context.{name}` of shape {value.shape} for an "
                 f"input of shape {x.shape}: it must have shape {x.shape[:-1]}."
             )
+    if context.timesteps is not None:
+        context = context.replace(timesteps=context.blank_padding(context.timesteps))
     return context.blank_padding(x), context
 
 

@@ -1,5 +1,7 @@
 """Padding moved behind the rest, for mixers to which the distance of two positions matters."""
 
+from collections.abc import Callable
+
 from ..context import SequenceContext
 from ..ops.compact import padding_last, Permutation, permute
 from ..types import Signal
@@ -19,3 +21,16 @@ def compact(
 def reorder(y: Signal, permutation: Permutation | None) -> Signal:
     """The outputs where their inputs were."""
     return y if permutation is None else permute(y, permutation.undone)
+
+
+def is_convolution(context: SequenceContext | None) -> bool:
+    """Whether a linear recurrence is one convolution here: one document, sampled regularly."""
+    if context is None:
+        return True
+    return context.segment_ids is None and context.timesteps is None and context.axis_name is None
+
+
+def convolve(operator: Callable[[Signal], Signal], x: Signal, context: SequenceContext) -> Signal:
+    """What a convolution makes of all positions but padding."""
+    real, _, permutation = compact(x, context)
+    return reorder(operator(real), permutation)

@@ -1,15 +1,16 @@
 """S4D (Gu, Gupta et al., 2022, https://arxiv.org/abs/2206.11893): a diagonal system per feature.
 
-    h[t] = exp(Δλ) h[t-1] + x[t]             one complex vector h per feature
-    y[t] = 2 Re Σₙ Cₙ gₙ hₙ[t] + D x[t]       g = (exp(Δλ) - 1) / λ    (zoh; or bilinear)
+    h[t] = exp(Δλ) h[t-1] + g x[t]           one complex vector h per feature
+    y[t] = 2 Re Σₙ Cₙ hₙ[t] + D x[t]          g = (exp(Δλ) - 1) / λ    (zoh, and others)
     K[l] = 2 Re Σₙ Cₙ gₙ exp(l Δλₙ)           y = K * x + D x, as a convolution
 
 The input matrix B is 1, as only its product with C matters. Of each conjugate pair of states one
-is kept, hence the 2.
+is kept, hence the 2. For samples at irregular times `context.timesteps` scale Δ.
 """
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import equinox as eqx
@@ -23,15 +24,21 @@ from numpy.typing import NDArray
 from ..config import require, require_choice, require_positive
 from ..context import SequenceContext
 from ..initializers import constant, normal, split, uniform
-from ..ops.complex_pair import ComplexPair, exp, multiply, scale
-from ..ops.diagonal_state_space import impulse_response, read_out, recurrence
-from ..ops.discretize import discretize_gain
+from ..ops.chunked_scan import Positions
+from ..ops.complex_pair import add, ComplexPair, multiply, scale
+from ..ops.diagonal_state_space import (
+    Diagonal,
+    discretize,
+    impulse_response,
+    read_out,
+    recurrence,
+)
 from ..ops.hippo import diagonal_legs
 from ..ops.long_conv import long_conv, long_conv_flops
 from ..precision import accumulation_dtype, cast_like, upcast
 from ..types import Frame, Signal
 from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
-from .padding import compact, reorder
+from .padding import convolve, is_convolution
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class S4DSequenceMixerConfig(AbstractSequenceMixerConfig):
     dt_min: float = 0.001
     dt_max: float = 0.1
     init: Literal["legs", "lin", "inv", "real"] = "lin"
-    discretization: Literal["zoh", "bilinear"] = "zoh"
+    discretization: Literal["zoh", "bilinear", "dirac"] = "zoh"
 
     def __post_init__(self):
         require_positive(self, "state_dim", "dt_min")
@@ -92,6 +99,10 @@ class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         return True
 
     @property
+    def uses(self) -> frozenset[str]:
+        return frozenset({"timesteps"})
+
+    @property
     def recurrence_parameters(self) -> frozenset[str]:
         return frozenset({"log_decay", "frequency", "log_step"})
 
@@ -106,14 +117,12 @@ class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     def __call__(
         self, x: Signal, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
     ) -> Signal:
-        given = SequenceContext() if context is None else context
-        if given.segment_ids is not None or given.axis_name is not None:
+        if not is_convolution(context):
             return self.prefill(self.init_state(0, x.dtype), x, context=context)[1]
         x, context = self._enter(x, context)
         kernel = self.kernel(len(x), accumulation_dtype(x.dtype))
         kernel = kernel.at[:, :1].add(self.skip.astype(kernel.dtype)[:, None])
-        real, _, permutation = compact(x, context)
-        return self._leave(reorder(long_conv(real, kernel.T), permutation), context)
+        return self._leave(convolve(partial(long_conv, kernel=kernel.T), x, context), context)
 
     def kernel(
         self, length: int, dtype: DTypeLike = jnp.float32
@@ -121,8 +130,8 @@ class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         """K, the response to an impulse, without the skip. Its gradient computes it again."""
 
         def respond(mixer: "S4DSequenceMixer") -> Float[Array, "features length"]:
-            log_decay, weight = mixer._discretize(dtype)
-            return impulse_response(log_decay, weight, length)
+            system, weight = mixer._system(dtype)
+            return impulse_response(system, mixer.config.discretization, weight, length)
 
         return jax.checkpoint(respond)(self)
 
@@ -135,13 +144,14 @@ class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     ) -> tuple[ComplexPair, Signal]:
         x, context = self._enter(x, context)
         drive = upcast(x)
+        system, weight = self._system(drive.dtype)
         state, y = recurrence(
-            *self._discretize(drive.dtype),
+            system,
+            self.config.discretization,
+            weight,
             cast_like(state, drive),
-            drive,
-            resets=context.resets(),
-            mask=context.mask,
-            axis_name=context.axis_name,
+            Positions(drive[..., None], context.timesteps, context.resets(), context.mask),
+            context.axis_name,
         )
         y = y + self.skip.astype(y.dtype) * drive
         return state, self._leave(y.astype(x.dtype), context)
@@ -152,9 +162,9 @@ class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         x, context = enter(self, x, context)
         drive = upcast(x)
         state = cast_like(state, drive)
-        log_decay, weight = self._discretize(drive.dtype)
-        decayed = multiply(exp(log_decay), context.forget(state))
-        new = ComplexPair(decayed.real + drive[:, None], decayed.imag)
+        system, weight = self._system(drive.dtype)
+        decay, gain = discretize(system, self.config.discretization, context.timesteps)
+        new = add(multiply(decay, context.forget(state)), scale(gain, drive[:, None]))
         new = keep_at_padding(context, new, state)
         y = read_out(weight, new) + self.skip.astype(drive.dtype) * drive
         return new, context.blank_padding(y.astype(x.dtype))
@@ -181,21 +191,14 @@ class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         y = context.blank_padding(y)
         return y.T if self.transposed else y
 
-    def _discretize(self, dtype: DTypeLike) -> tuple[ComplexPair, ComplexPair]:
-        """The logarithm of the decay, and C g, shapes `(features, state)`."""
+    def _system(self, dtype: DTypeLike) -> tuple[Diagonal, ComplexPair]:
+        """λ and Δ, and C."""
         log_decay, frequency, log_step, real, imag = (
             array.astype(dtype)
             for array in (self.log_decay, self.frequency, self.log_step, *self.out_proj)
         )
         eigenvalues = ComplexPair(-jnp.exp(log_decay), frequency)
-        dt = jnp.exp(log_step)[:, None]
-        gain = discretize_gain(eigenvalues, dt, self.config.discretization)
-        scaled = scale(eigenvalues, dt)
-        if self.config.discretization == "bilinear":
-            scaled = _log_bilinear(scaled)
-        # A phase within a turn keeps its precision when it is multiplied by the time.
-        phase = scaled.imag - 2 * math.pi * jnp.round(scaled.imag / (2 * math.pi))
-        return ComplexPair(scaled.real, phase), multiply(ComplexPair(real, imag), gain)
+        return Diagonal(eigenvalues, jnp.exp(log_step)[:, None]), ComplexPair(real, imag)
 
 
 def _initial_eigenvalues(cfg: S4DSequenceMixerConfig) -> NDArray[np.complexfloating]:
@@ -210,11 +213,3 @@ def _initial_eigenvalues(cfg: S4DSequenceMixerConfig) -> NDArray[np.complexfloat
             return diagonal_legs(size).eigenvalues[size // 2 :]
         case "real":
             return -(n + 1) + 0j
-
-
-def _log_bilinear(z: ComplexPair) -> ComplexPair:
-    """`log((1 + z/2) / (1 - z/2))`, for Re z < 0."""
-    x, y = z.real / 2, z.imag / 2
-    ratio = 4 * x / ((1 - x) ** 2 + y**2)  # |1 + z/2|² / |1 - z/2|² - 1
-    real = 0.5 * jnp.log1p(jnp.maximum(ratio, -1 + 1e-6))
-    return ComplexPair(real, jnp.arctan2(2 * y, 1 - x**2 - y**2))

@@ -44,7 +44,8 @@ class S5SequenceMixerConfig(AbstractSequenceMixerConfig):
     - `state_dim`: size of the state, conjugates included.
     - `ssm_blocks`: how many HiPPO systems of size `state_dim / ssm_blocks` λ starts as.
     - `conj_sym`: keep one of each conjugate pair of states, half the work. Else y = Re(C h) + D x.
-    - `clip_eigs`: keep Re λ below -1e-4, so that no state grows.
+    - `clip_eigs`: how Re λ is kept negative, so that no state grows: by a bound of -1e-4 that it
+        stays at, or else by -|Re λ|.
     - `C_init`: how C₀ is drawn: `"lecun_normal"` with variance 1 / state_dim,
         `"trunc_standard_normal"` the same cut at two standard deviations, `"complex_normal"` with
         variance 1 and in the eigenbasis already.
@@ -130,7 +131,7 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     def __call__(
         self, x: Signal, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
     ) -> Signal:
-        x, context = self._enter(x, context)
+        x, context = enter(self, x, context)
         decay, drive = self._system(x, context.timesteps)
         y = self._readout(_scan(decay, drive, None, context), x)
         if self.reverse_out_proj is not None:
@@ -146,7 +147,7 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         self, state: ComplexPair, x: Signal, *, context: SequenceContext | None = None
     ) -> tuple[ComplexPair, Signal]:
         require_causal(self, "set `bidirectional=False`")
-        x, context = self._enter(x, context)
+        x, context = enter(self, x, context)
         decay, drive = self._system(x, context.timesteps)
         state = cast_like(state, drive)
         states = _scan(decay, drive, state, context)
@@ -157,7 +158,7 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         self, state: ComplexPair, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[ComplexPair, Frame]:
         require_causal(self, "set `bidirectional=False`")
-        x, context = self._enter(x, context)
+        x, context = enter(self, x, context)
         decay, drive = self._system(x, context.timesteps)
         state = cast_like(state, drive)
         new = add(multiply(decay, context.forget(state)), drive)
@@ -171,12 +172,6 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         recurrence = (6 + 8 * directions) * states + 2 * self.in_features
         forward = math.prod(spatial_dims) * (projections + recurrence)
         return forward if inference else 3 * forward
-
-    def _enter(self, x: Array, context: SequenceContext | None) -> tuple[Array, SequenceContext]:
-        x, context = enter(self, x, context)
-        if context.timesteps is None:
-            return x, context
-        return x, context.replace(timesteps=context.blank_padding(context.timesteps))
 
     def _backward(self, drive: ComplexPair, context: SequenceContext) -> ComplexPair:
         """The states of the reversed sequence, in which a document begins where it ended."""
@@ -214,8 +209,8 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     ) -> tuple[ComplexPair, Float[Array, "*time state"]]:
         """λ, and Δ."""
         real, imag = self.eigenvalues_real.astype(dtype), self.eigenvalues_imag.astype(dtype)
-        if self.config.clip_eigs:
-            real = jnp.where(real < -1e-4, real, -1e-4)
+        clipped = jnp.where(real < -1e-4, real, -1e-4)
+        real = clipped if self.config.clip_eigs else -jnp.abs(real)
         dt = self.config.step_rescale * jnp.exp(self.log_step.astype(dtype))
         if timesteps is not None:
             dt = timesteps[..., None].astype(dtype) * dt
