@@ -163,7 +163,7 @@ class MambaSequenceMixer(AbstractRecurrentMixer[MambaState]):
     def prefill(
         self, state: MambaState, x: Signal, *, context: SequenceContext | None = None
     ) -> tuple[MambaState, Signal]:
-        x, context = self._enter(x, context)
+        x, context = enter(self, x, context)
         resets, mask, axis_name = context.resets(), context.mask, context.axis_name
         u, gate = self._project(x)
         short, u = short_conv(
@@ -195,7 +195,7 @@ class MambaSequenceMixer(AbstractRecurrentMixer[MambaState]):
     def step(
         self, state: MambaState, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[MambaState, Frame]:
-        x, context = self._enter(x, context)
+        x, context = enter(self, x, context)
         short, recurrent = context.forget(state)
         u, gate = self._project(x)
         short, u = short_conv_step(u, self.short_weight, self.short_bias, short)
@@ -214,12 +214,6 @@ class MambaSequenceMixer(AbstractRecurrentMixer[MambaState]):
         recurrence = (6 if self.frequency is None else 24) * self.log_decay.size
         forward = math.prod(spatial_dims) * (projections + recurrence + 4 * len(self.skip))
         return forward if inference else 3 * forward
-
-    def _enter(self, x: Array, context: SequenceContext | None) -> tuple[Array, SequenceContext]:
-        x, context = enter(self, x, context)
-        if context.timesteps is None:
-            return x, context
-        return x, context.replace(timesteps=context.blank_padding(context.timesteps))
 
     def _project(self, x: Float[Array, "*time features"]) -> tuple[Array, Array]:
         """u, and the gate z."""
