@@ -101,7 +101,12 @@ def expm1(x):
     if isinstance(x, ComplexPair):
         _, chord, imag = _turn(x)
         return ComplexPair(jnp.expm1(x.real) - chord, imag)
-    return jnp.expm1(x)
+    # A power series near 0: XLA's own takes ten times the time in the loop of a selective scan.
+    near = jnp.abs(x) < 0.5
+    series = jnp.ones_like(x)
+    for n in range(10 if jnp.finfo(x.dtype).bits == 32 else 16, 1, -1):
+        series = 1 + series * x / n
+    return jnp.where(near, x * series, jnp.exp(x) - 1)
 
 
 def _turn(x: ComplexPair) -> tuple[Array, Array, Array]:

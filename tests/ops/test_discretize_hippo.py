@@ -9,6 +9,7 @@ import pytest
 from complex_arrays import as_complex
 
 from linax_like.ops import ComplexPair, discretize_decay, discretize_gain
+from linax_like.ops.complex_pair import expm1
 from linax_like.ops.hippo import (
     block_diagonal_legs,
     diagonal_legs,
@@ -123,3 +124,14 @@ def test_constants_are_cached_and_read_only():
     assert diagonal_legs(8) is diagonal_legs(8)
     with pytest.raises(ValueError, match="read-only"):
         diagonal_legs(8).basis[0, 0] = 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_expm1_is_exact_near_zero_and_far(dtype):
+    x = np.concatenate([-np.geomspace(1e-30, 80, 999), np.geomspace(1e-30, 20, 999), [0.0]])
+    with jax.enable_x64(dtype == np.float64):
+        got = expm1(jnp.asarray(x, dtype))
+        slope = jax.vmap(jax.grad(lambda x: expm1(x)))(jnp.asarray(x, dtype))
+    x, eps = x.astype(dtype).astype(np.float64), np.finfo(dtype).eps
+    np.testing.assert_allclose(got, np.expm1(x), rtol=4 * eps, atol=0)
+    np.testing.assert_allclose(slope, np.exp(x), rtol=8 * eps, atol=eps)
