@@ -48,18 +48,17 @@ FFT_LEAK = 1e-6
 CASES = [
     MixerCase("attention", lx.AttentionSequenceMixerConfig(), splits_time=False, max_length=512),
     MixerCase(
-        "attention_window",
-        lx.AttentionSequenceMixerConfig(4, num_kv_heads=2, head_dim=4, window=5, qk_norm=True),
-        splits_time=False,
-        max_length=512,
-    ),
-    MixerCase(
         "attention_everywhere",
         lx.AttentionSequenceMixerConfig(causal=False),
         splits_time=False,
         max_length=512,
     ),
-    MixerCase("hgrn", lx.HGRNSequenceMixerConfig(2, lower_bound=0.3)),
+    MixerCase(
+        "attention_window",
+        lx.AttentionSequenceMixerConfig(4, num_kv_heads=2, head_dim=4, window=5, qk_norm=True),
+        splits_time=False,
+        max_length=512,
+    ),
     MixerCase(
         "bidirectional",
         lx.BidirectionalSequenceMixerConfig(lx.S5SequenceMixerConfig(8), merge="project"),
@@ -74,6 +73,7 @@ CASES = [
         lx.CentaurusSequenceMixerConfig("full", sub_state_dim=2, discretization="bilinear"),
         leak=FFT_LEAK,
     ),
+    MixerCase("hgrn", lx.HGRNSequenceMixerConfig(2, lower_bound=0.3)),
     MixerCase(
         "hyena",
         lx.HyenaSequenceMixerConfig(
@@ -97,15 +97,11 @@ CASES = [
     MixerCase("linoss", lx.LinOSSSequenceMixerConfig(8, discretization="IM", damping=False)),
     MixerCase("linoss_damped", lx.LinOSSSequenceMixerConfig(state_dim=8)),
     MixerCase("lru", lx.LRUSequenceMixerConfig(state_dim=8)),
+    MixerCase("mamba", lx.MambaSequenceMixerConfig(4)),
     MixerCase(
         "mamba2",
         lx.Mamba2SequenceMixerConfig(4, head_dim=4, num_groups=2, dt_limits=(0.01, 0.5), chunk=5),
     ),
-    MixerCase("rg_lru", lx.RGLRUSequenceMixerConfig(lru_width=12, num_heads=2)),
-    MixerCase("rg_lru_complex", lx.RGLRUSequenceMixerConfig(states="complex", short_width=2)),
-    MixerCase("min_gru", lx.MinGRUSequenceMixerConfig(candidate="positive")),
-    MixerCase("min_lstm", lx.MinLSTMSequenceMixerConfig(expand=2)),
-    MixerCase("mamba", lx.MambaSequenceMixerConfig(4)),
     MixerCase(
         "mamba_complex",
         lx.MambaSequenceMixerConfig(
@@ -119,6 +115,10 @@ CASES = [
             proj_bias=True,
         ),
     ),
+    MixerCase("min_gru", lx.MinGRUSequenceMixerConfig(candidate="positive")),
+    MixerCase("min_lstm", lx.MinLSTMSequenceMixerConfig(expand=2)),
+    MixerCase("rg_lru", lx.RGLRUSequenceMixerConfig(lru_width=12, num_heads=2)),
+    MixerCase("rg_lru_complex", lx.RGLRUSequenceMixerConfig(states="complex", short_width=2)),
     MixerCase("s4", lx.S4SequenceMixerConfig(state_dim=8), leak=FFT_LEAK),
     MixerCase("s4_legt", lx.S4SequenceMixerConfig(4, n_ssm=2, init="legt"), leak=FFT_LEAK),
     MixerCase("s4d", lx.S4DSequenceMixerConfig(state_dim=8), leak=FFT_LEAK),

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from jax import P
+from meshes import mesh_of
 
 import linax_like as lx
 from linax_like.channel_mixers.mlp import _NONLINEARITIES
@@ -102,3 +104,15 @@ def test_configs_validate():
         lx.MLPConfig(depth=0)
     with pytest.raises(ValueError, match="SwiGLUConfig.*`expand` must be positive"):
         lx.SwiGLUConfig(expand=0.0)
+
+
+def test_exact_gelu_has_a_gradient_inside_shard_map():
+    mixer = lx.MLPConfig(activation="gelu").build(8, KEY)
+    parameters, static = eqx.partition(mixer, eqx.is_array)
+    x = jr.normal(KEY, (2, 8))
+    loss = lambda parameters, x: jnp.sum(eqx.combine(parameters, static)(x) ** 2)
+    local = lambda parameters, x: jax.grad(loss, argnums=1)(parameters, x)
+    split = jax.shard_map(
+        local, mesh=mesh_of(2, "data"), in_specs=(P(), P("data")), out_specs=P("data")
+    )
+    np.testing.assert_allclose(split(parameters, x), local(parameters, x), rtol=1e-5, atol=1e-6)

@@ -93,10 +93,8 @@ class GLU(AbstractChannelMixer):
         self, x: Float[Array, "*shape features"], key: PRNGKeyArray | None = None
     ) -> Float[Array, "*shape features"]:
         require_width(self, x)
-        y, gate = linear(x, self.weight), linear(x, self.gate_weight)
-        if self.bias is not None and self.gate_bias is not None:
-            y, gate = y + self.bias.astype(y.dtype), gate + self.gate_bias.astype(y.dtype)
-        return y * jax.nn.sigmoid(gate)
+        gate = linear(x, self.gate_weight, self.gate_bias)
+        return linear(x, self.weight, self.bias) * jax.nn.sigmoid(gate)
 
     def flop_count(self, positions: int, inference: bool = False) -> int:
         forward = positions * 4 * self.in_features**2

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..config import require_choice, require_positive
 from ..initializers import constant, normal, split
+from ..ops.gelu import gelu
 from ..precision import linear
 from .base import AbstractChannelMixer, AbstractChannelMixerConfig, require_width
 
@@ -96,12 +97,12 @@ class MLP(AbstractChannelMixer):
         require_width(self, x)
         nonlinearity, _ = _NONLINEARITIES[self.config.activation]
         for layer in self.hidden_layers:
-            h = _project(x, layer.weight, layer.bias)
+            h = linear(x, layer.weight, layer.bias)
             if layer.gate_weight is None:
                 x = nonlinearity(h)
             else:
-                x = nonlinearity(_project(x, layer.gate_weight, layer.gate_bias)) * h
-        return _project(x, self.out_proj, self.out_bias)
+                x = nonlinearity(linear(x, layer.gate_weight, layer.gate_bias)) * h
+        return linear(x, self.out_proj, self.out_bias)
 
     def flop_count(self, positions: int, inference: bool = False) -> int:
         arrays = jax.tree.leaves((self.hidden_layers, self.out_proj))
@@ -109,23 +110,14 @@ class MLP(AbstractChannelMixer):
         return forward if inference else 3 * forward
 
 
-def _project(
-    x: Float[Array, "*shape in"], weight: Float[Array, "out in"], bias: Float[Array, " out"] | None
-) -> Float[Array, "*shape out"]:
-    y = linear(x, weight)
-    return y if bias is None else y + bias.astype(y.dtype)
-
-
-_gelu = partial(jax.nn.gelu, approximate=False)
-
 # Each with E[φ(z)²] for z of unit variance, by which the next layer's weights keep the variance.
 _NONLINEARITIES: dict[str, tuple[Callable, float]] = {
-    "gelu": (_gelu, 0.4252),
+    "gelu": (gelu, 0.4252),
     "gelu_tanh": (jax.nn.gelu, 0.4252),
     "relu": (jax.nn.relu, 0.5),
     "silu": (jax.nn.silu, 0.3556),
     "tanh": (jnp.tanh, 0.3943),
-    "geglu": (_gelu, 0.4252),
+    "geglu": (gelu, 0.4252),
     "geglu_tanh": (jax.nn.gelu, 0.4252),
     "reglu": (jax.nn.relu, 0.5),
     "swiglu": (jax.nn.silu, 0.3556),

@@ -225,19 +225,16 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         self, x: Float[Array, "*time features"], positions: Int[Array, "*time"]
     ) -> tuple[Array, Array, Array]:
         """Queries, keys and values, each `(*time, heads, head)`."""
-        q = self._heads(linear(x, self.q_proj), self.q_bias)
-        k = self._heads(linear(x, self.k_proj), self.k_bias)
-        v = self._heads(linear(x, self.v_proj), self.v_bias)
+        q = self._heads(linear(x, self.q_proj, self.q_bias))
+        k = self._heads(linear(x, self.k_proj, self.k_bias))
+        v = self._heads(linear(x, self.v_proj, self.v_bias))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.config.rope_base is not None:
             q, k = (rope(x, positions, self.config.rope_base) for x in (q, k))
         return q, k, v
 
-    def _heads(
-        self, x: Float[Array, "*time size"], bias: Float[Array, " size"] | None
-    ) -> Float[Array, "*time heads head"]:
-        x = x if bias is None else x + bias.astype(x.dtype)
+    def _heads(self, x: Float[Array, "*time size"]) -> Float[Array, "*time heads head"]:
         return x.reshape(*x.shape[:-1], x.shape[-1] // self.head_dim, self.head_dim)
 
     def _attend(

@@ -208,7 +208,7 @@ class HyenaSequenceMixer(AbstractRecurrentMixer[HyenaState]):
         return jnp.moveaxis(kernels.reshape(length, -1, self.in_features), 1, 0)
 
     def _project(self, x: Float[Array, "*time features"]) -> Float[Array, "*time projections"]:
-        return linear(x, self.in_proj) + self.in_bias.astype(x.dtype)
+        return linear(x, self.in_proj, self.in_bias)
 
     def _readout(self, v: Float[Array, "*time features"]) -> Float[Array, "*time features"]:
-        return linear(v, self.out_proj) + self.out_bias.astype(v.dtype)
+        return linear(v, self.out_proj, self.out_bias)

@@ -87,7 +87,7 @@ class ImplicitFilter(eqx.Module):
         lags = jnp.arange(length, dtype=dtype)
         hidden, frequency = positional_features(self.config, lags), self.frequency.astype(dtype)
         for weight, bias in zip(self.weights, self.biases, strict=False):
-            hidden = jnp.sin(frequency * (linear(hidden, weight) + bias.astype(dtype)))
+            hidden = jnp.sin(frequency * linear(hidden, weight, bias))
         rates = jnp.asarray(_decay_rates(self.config, self.in_features), dtype)
         window = jnp.exp(-_time(self.config, lags) * rates) + self.config.decay_shift
         return linear(hidden, self.weights[-1]) * window

@@ -161,14 +161,12 @@ class LinOSSSequenceMixer(AbstractRecurrentMixer[OscillatorState]):
 
     def _enter(self, x: Array, context: SequenceContext | None) -> tuple[Array, SequenceContext]:
         x, context = enter(self, x, context)
-        if context.timesteps is None:
-            return x, context
-        if self.config.discretization == "IMEX":
+        if context.timesteps is not None and self.config.discretization == "IMEX":
             raise ValueError(
                 "`LinOSSSequenceMixer` with `discretization='IMEX'` is stable only for steps of one "
                 "size, but was given `context.timesteps`: set `discretization='IM'`."
             )
-        return x, context.replace(timesteps=context.blank_padding(context.timesteps))
+        return x, context
 
     def _system(
         self, x: Float[Array, "*time features"], timesteps: Float[Array, "*time"] | None

@@ -163,7 +163,7 @@ class MambaSequenceMixer(AbstractRecurrentMixer[MambaState]):
     def prefill(
         self, state: MambaState, x: Signal, *, context: SequenceContext | None = None
     ) -> tuple[MambaState, Signal]:
-        x, context = self._enter(x, context)
+        x, context = enter(self, x, context)
         resets, mask, axis_name = context.resets(), context.mask, context.axis_name
         u, gate = self._project(x)
         short, u = short_conv(
@@ -195,7 +195,7 @@ class MambaSequenceMixer(AbstractRecurrentMixer[MambaState]):
     def step(
         self, state: MambaState, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[MambaState, Frame]:
-        x, context = self._enter(x, context)
+        x, context = enter(self, x, context)
         short, recurrent = context.forget(state)
         u, gate = self._project(x)
         short, u = short_conv_step(u, self.short_weight, self.short_bias, short)
@@ -215,15 +215,9 @@ class MambaSequenceMixer(AbstractRecurrentMixer[MambaState]):
         forward = math.prod(spatial_dims) * (projections + recurrence + 4 * len(self.skip))
         return forward if inference else 3 * forward
 
-    def _enter(self, x: Array, context: SequenceContext | None) -> tuple[Array, SequenceContext]:
-        x, context = enter(self, x, context)
-        if context.timesteps is None:
-            return x, context
-        return x, context.replace(timesteps=context.blank_padding(context.timesteps))
-
     def _project(self, x: Float[Array, "*time features"]) -> tuple[Array, Array]:
         """u, and the gate z."""
-        u, gate = jnp.split(_affine(x, self.in_proj, self.in_bias), 2, axis=-1)
+        u, gate = jnp.split(linear(x, self.in_proj, self.in_bias), 2, axis=-1)
         return u, gate
 
     def _select(
@@ -251,7 +245,7 @@ class MambaSequenceMixer(AbstractRecurrentMixer[MambaState]):
     def _readout(self, y: Array, u: Array, gate: Array) -> Float[Array, "*time features"]:
         y = y + self.skip.astype(y.dtype) * u
         gated = (y * jax.nn.silu(upcast(gate))).astype(u.dtype)
-        return _affine(gated, self.out_proj, self.out_bias)
+        return linear(gated, self.out_proj, self.out_bias)
 
 
 def _initial_eigenvalues(cfg: MambaSequenceMixerConfig) -> tuple[np.ndarray, np.ndarray | None]:
@@ -260,8 +254,3 @@ def _initial_eigenvalues(cfg: MambaSequenceMixerConfig) -> tuple[np.ndarray, np.
         return np.arange(1.0, cfg.state_dim + 1), None
     n = np.arange(cfg.state_dim // 2)
     return np.full(n.shape, 0.5), np.pi * n
-
-
-def _affine(x: Array, weight: Array, bias: Array | None) -> Array:
-    y = linear(x, weight)
-    return y if bias is None else y + bias.astype(y.dtype)

@@ -215,8 +215,7 @@ class Mamba2SequenceMixer(AbstractRecurrentMixer[Mamba2State]):
             dt = jnp.clip(dt, *self.config.dt_limits)
         log_decay = -jnp.exp(self.log_decay.astype(dt.dtype)) * dt
         if context.timesteps is not None:
-            timesteps = context.blank_padding(context.timesteps)
-            log_decay = timesteps[..., None].astype(dt.dtype) * log_decay
+            log_decay = context.timesteps[..., None].astype(dt.dtype) * log_decay
         return log_decay, (dt[..., None] * x).astype(x.dtype)
 
     def _readout(

@@ -197,7 +197,7 @@ class RGLRUSequenceMixer(AbstractRecurrentMixer[RGLRUState]):
         return forward if inference else 3 * forward
 
     def _project(self, x: Float[Array, "*time features"]) -> Float[Array, "*time width"]:
-        return linear(x, self.in_proj) + self.in_bias.astype(x.dtype)
+        return linear(x, self.in_proj, self.in_bias)
 
     def _coefficients(
         self, u: Float[Array, "*time width"], begins: Bool[Array, "*time"]
@@ -240,8 +240,8 @@ class RGLRUSequenceMixer(AbstractRecurrentMixer[RGLRUState]):
     def _readout(
         self, h: Float[Array, "*time width"], x: Float[Array, "*time features"]
     ) -> Float[Array, "*time features"]:
-        gate = jax.nn.gelu(linear(x, self.gate_proj) + self.gate_bias.astype(x.dtype))
-        return linear(h.astype(x.dtype) * gate, self.out_proj) + self.out_bias.astype(x.dtype)
+        gate = jax.nn.gelu(linear(x, self.gate_proj, self.gate_bias))
+        return linear(h.astype(x.dtype) * gate, self.out_proj, self.out_bias)
 
 
 @jax.custom_jvp
