@@ -33,9 +33,10 @@ _LOG_SHRINKAGE = 2.0  # -log rᴸ
 
 
 def dplr_kernel(system: DPLR, weight: ComplexPair, length: int) -> Float[Array, "features length"]:
-    """K, for C = `weight` of shape `(features, state)`."""
+    """K, for C = `weight` of shape `(features, state)`. Its gradient computes it again."""
     size = good_fft_size(length)
-    values = _generating_function(system, _cut(system, weight, size), size)
+    cut = jax.checkpoint(_cut, static_argnums=2)(system, weight, size)
+    values = _generating_function(system, cut, size)
     shrunk = jnp.fft.irfft(jax.lax.complex(*values), size)[:, :length]
     index = jnp.arange(length, dtype=shrunk.dtype)
     return shrunk * jnp.exp(_LOG_SHRINKAGE / size * index)
