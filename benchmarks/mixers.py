@@ -1,4 +1,4 @@
-"""Every mixer in one table, and its time against the length of the sequence.
+"""Every causal mixer in one table, and its time against the length of the sequence.
 
 uv run python -m benchmarks.mixers
 """
@@ -25,10 +25,20 @@ LENGTHS = (256, 1024, 4096, 16_384, 65_536)
 LONGEST = 4.0  # seconds, after which a longer sequence is not tried
 MIXERS = {
     "attention": lx.AttentionSequenceMixerConfig(),
+    "Centaurus": lx.CentaurusSequenceMixerConfig(),
+    "HGRN": lx.HGRNSequenceMixerConfig(),
     "Hyena": lx.HyenaSequenceMixerConfig(),
+    "LinOSS": lx.LinOSSSequenceMixerConfig(),
     "LRU": lx.LRUSequenceMixerConfig(),
+    "Mamba": lx.MambaSequenceMixerConfig(),
+    "Mamba-2": lx.Mamba2SequenceMixerConfig(state_dim=64),
+    "minGRU": lx.MinGRUSequenceMixerConfig(),
+    "minLSTM": lx.MinLSTMSequenceMixerConfig(),
+    "RG-LRU": lx.RGLRUSequenceMixerConfig(),
+    "S4": lx.S4SequenceMixerConfig(),
     "S4D": lx.S4DSequenceMixerConfig(),
     "S5": lx.S5SequenceMixerConfig(),
+    "S7": lx.S7SequenceMixerConfig(),
 }
 
 
@@ -45,7 +55,7 @@ def main() -> None:
 
 
 def row(name: str) -> dict:
-    """A mixer with its defaults."""
+    """One mixer."""
     mixer = MIXERS[name].build(FEATURES, jr.key(0))
     parameters, static = eqx.partition(mixer, eqx.is_inexact_array)
     x = jr.normal(jr.key(1), (BATCH, TIME, FEATURES))

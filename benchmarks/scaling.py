@@ -27,6 +27,14 @@ MIXERS = {
     "LRU": lx.LRUSequenceMixerConfig(),
     "Hyena": lx.HyenaSequenceMixerConfig(),
     "attention": lx.AttentionSequenceMixerConfig(),
+    "S4": lx.S4SequenceMixerConfig(),
+    "Centaurus": lx.CentaurusSequenceMixerConfig(),
+    "RG-LRU": lx.RGLRUSequenceMixerConfig(),
+    "LinOSS": lx.LinOSSSequenceMixerConfig(),
+    "Mamba": lx.MambaSequenceMixerConfig(),
+    "Mamba-2": lx.Mamba2SequenceMixerConfig(),
+    "HGRN": lx.HGRNSequenceMixerConfig(),
+    "minGRU": lx.MinGRUSequenceMixerConfig(),
 }
 
 
