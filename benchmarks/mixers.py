@@ -31,7 +31,7 @@ MIXERS = {
     "LinOSS": lx.LinOSSSequenceMixerConfig(),
     "LRU": lx.LRUSequenceMixerConfig(),
     "Mamba": lx.MambaSequenceMixerConfig(),
-    "Mamba-2": lx.Mamba2SequenceMixerConfig(state_dim=64),
+    "Mamba-2": lx.Mamba2SequenceMixerConfig(),
     "minGRU": lx.MinGRUSequenceMixerConfig(),
     "minLSTM": lx.MinLSTMSequenceMixerConfig(),
     "RG-LRU": lx.RGLRUSequenceMixerConfig(),
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def row(name: str) -> dict:
-    """One mixer."""
+    """A mixer with its defaults."""
     mixer = MIXERS[name].build(FEATURES, jr.key(0))
     parameters, static = eqx.partition(mixer, eqx.is_inexact_array)
     x = jr.normal(jr.key(1), (BATCH, TIME, FEATURES))
