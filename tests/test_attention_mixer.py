@@ -102,6 +102,12 @@ def test_configs_validate():
         Config(num_heads=4, num_kv_heads=3)
     with pytest.raises(ValueError, match="head_dim=5.*even"):
         Config(head_dim=5)
+    with pytest.raises(ValueError, match="head_dim=6.*even"):
+        Config(head_dim=6, rope_fraction=0.5)
+    with pytest.raises(ValueError, match="rope_fraction=1.5.*`rope_fraction` must be above 0"):
+        Config(rope_fraction=1.5)
+    with pytest.raises(ValueError, match="'output'.*qkv"):
+        Config(bias="output")
     with pytest.raises(ValueError, match="`window` must be positive"):
         Config(window=0)
 

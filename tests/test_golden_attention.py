@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parent / "golden" / "references"
 ATTENTION = {
     "gqa_causal": {"num_kv_heads": 2, "head_dim": 6},
     "gqa_packed": {"num_kv_heads": 4, "head_dim": 4, "window": 6},
-    "gqa_sliding": {"num_kv_heads": 2, "head_dim": 4, "window": 7, "use_bias": True},
+    "gqa_sliding": {"num_kv_heads": 2, "head_dim": 4, "window": 7, "bias": "all"},
 }
 ROPE = {
     "neox": {},

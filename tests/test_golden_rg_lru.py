@@ -232,6 +232,7 @@ def assert_mlp_gradients(got, expected, known=12):
 
 
 GEGLU = lx.MLPConfig(1, 2.0, "geglu_tanh")
+GEGLU_12 = lx.MLPConfig(1, 1.0, "geglu_tanh")  # 16 hidden features for the width 16
 
 
 def test_the_mlp_is_the_reference():
@@ -275,6 +276,70 @@ def test_the_residual_block_is_the_reference():
         assert_close(d_norm.weight, data["g/temporal_pre_norm.scale"], 1e-9)
         assert_close(d_channel_norm.weight, data["g/channel_pre_norm.scale"], 1e-9)
         assert_gradients(d_mixer, block(data, "g/recurrent_block."))
+        assert_mlp_gradients(d_mlp, mlp(data, "g/mlp_block."))
+
+
+def attention(data, prefix):
+    names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "final": "out_proj"}
+    arrays = {ours: data[f"{prefix}proj_{theirs}.kernel"].T for theirs, ours in names.items()}
+    return arrays | {"out_bias": data[f"{prefix}proj_final.bias"]}
+
+
+def local_attention(num_heads, window_size):
+    """Theirs sees its own position and as many before it as the window says."""
+    return lx.AttentionSequenceMixerConfig(
+        num_heads, num_kv_heads=1, window=window_size + 1, rope_fraction=0.5, bias="out"
+    )
+
+
+def start(mixer, x):
+    empty = mixer.init_state(x.shape[1], x.dtype)
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(x), *leaf.shape)), empty)
+
+
+LOCAL_ATTENTION = {
+    "rg_local_attn": local_attention(2, 7),
+    "rg_local_attn_packed": local_attention(4, 9),
+}
+
+
+@pytest.mark.parametrize("name", LOCAL_ATTENTION)
+def test_the_local_attention_is_the_reference(name):
+    data = load(f"references/{name}")
+    with jax.enable_x64():
+        mixer = with_arrays(LOCAL_ATTENTION[name].build(16, KEY), **attention(data, "w/"))
+        x, context = jnp.asarray(data["x/x"]), documents(data["x/segment_pos"])
+        (d_mixer, d_x, _), (_, y) = grad((mixer, x, start(mixer, x)), context, data["x/ct"])
+        assert_close(y, data["y/y"], 1e-10)
+        assert_close(d_x, data["g/x"], 1e-9)
+        assert_gradients(d_mixer, attention(data, "g/"))
+        if "y/step_y" in data:
+            count = data["y/step_y"].shape[1]
+            state, _ = prefill(mixer, start(mixer, x), x[:, :-count], None)
+            assert_close(fold(mixer, state, x[:, -count:])[1], data["y/step_y"], 1e-10)
+
+
+def test_the_residual_block_of_attention_is_the_reference():
+    data = load("references/rg_residual_attention")
+    with jax.enable_x64():
+        module = lx.ResidualBlockConfig(local_attention(2, 8), GEGLU_12).build(16, KEY)
+        parts = (
+            with_arrays(module.sequence_norm, weight=1 + data["w/temporal_pre_norm.scale"]),
+            with_arrays(module.sequence_mixer, **attention(data, "w/attention_block.")),
+            with_arrays(module.channel_norm, weight=1 + data["w/channel_pre_norm.scale"]),
+            mlp_with(module.channel_mixer, mlp(data, "w/mlp_block.")),
+        )
+        of = lambda m: (m.sequence_norm, m.sequence_mixer, m.channel_norm, m.channel_mixer)
+        module = eqx.tree_at(of, module, parts)
+        x, context = jnp.asarray(data["x/x"]), documents(data["x/segment_pos"])
+        state = start(module.sequence_mixer, x)
+        (d_module, d_x, _), (_, y) = grad((module, x, state), context, data["x/ct"])
+        assert_close(y, data["y/y"], 1e-10)
+        assert_close(d_x, data["g/x"], 1e-9)
+        d_norm, d_mixer, d_channel_norm, d_mlp = of(d_module)
+        assert_close(d_norm.weight, data["g/temporal_pre_norm.scale"], 1e-9)
+        assert_close(d_channel_norm.weight, data["g/channel_pre_norm.scale"], 1e-9)
+        assert_gradients(d_mixer, attention(data, "g/attention_block."))
         assert_mlp_gradients(d_mlp, mlp(data, "g/mlp_block."))
 
 

@@ -9,14 +9,15 @@ As a recurrence its state is the past itself: a ring buffer of keys and values.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from ..config import require, require_positive
+from ..config import require, require_choice, require_positive
 from ..context import SequenceContext
 from ..initializers import constant, linear_weight, split
 from ..norms import RMSNorm, RMSNormConfig
@@ -50,8 +51,9 @@ class AttentionSequenceMixerConfig(AbstractSequenceMixerConfig):
     - `causal`: a position sees no later one.
     - `qk_norm`: RMS-normalise queries and keys, which keeps the scores bounded in training.
     - `rope_base`: base of the rotary position embedding; None leaves positions out.
+    - `rope_fraction`: the part of a head that it turns, from the first feature on.
     - `soft_cap`: bound the scores smoothly, `soft_cap · tanh(score / soft_cap)`.
-    - `use_bias`: add a learned bias after every projection.
+    - `bias`: which projections have a learned bias.
     """
 
     num_heads: int | None = None
@@ -61,8 +63,9 @@ class AttentionSequenceMixerConfig(AbstractSequenceMixerConfig):
     causal: bool = True
     qk_norm: bool = False
     rope_base: float | None = 10000.0
+    rope_fraction: float = 1.0
     soft_cap: float | None = None
-    use_bias: bool = False
+    bias: Literal["none", "qkv", "out", "all"] = "none"
 
     def __post_init__(self):
         optional = ("num_heads", "num_kv_heads", "head_dim", "window", "rope_base", "soft_cap")
@@ -70,9 +73,11 @@ class AttentionSequenceMixerConfig(AbstractSequenceMixerConfig):
         if self.num_heads is not None and self.num_kv_heads is not None:
             law = f"a divisor of num_heads={self.num_heads}"
             require(self.num_heads % self.num_kv_heads == 0, self, "num_kv_heads", law)
+        require_choice(self, "bias")
+        require(0 < self.rope_fraction <= 1, self, "rope_fraction", "above 0 and at most 1")
         if self.head_dim is not None and self.rope_base is not None:
-            law = "even, since RoPE turns pairs (rope_base=None leaves it out)"
-            require(self.head_dim % 2 == 0, self, "head_dim", law)
+            law = "even where RoPE turns it, which is by pairs (rope_base=None leaves it out)"
+            require(_rotary_dim(self, self.head_dim) % 2 == 0, self, "head_dim", law)
 
     def build(self, in_features: int, key: PRNGKeyArray) -> "AttentionSequenceMixer":
         return AttentionSequenceMixer(in_features, self, key)
@@ -125,10 +130,11 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         self.k_proj = linear_weight(k_key, in_features, kv_size)
         self.v_proj = linear_weight(v_key, in_features, kv_size)
         self.out_proj = linear_weight(out_key, q_size, in_features)
-        self.q_bias = constant(0, (q_size,)) if cfg.use_bias else None
-        self.k_bias = constant(0, (kv_size,)) if cfg.use_bias else None
-        self.v_bias = constant(0, (kv_size,)) if cfg.use_bias else None
-        self.out_bias = constant(0, (in_features,)) if cfg.use_bias else None
+        inner = cfg.bias in ("qkv", "all")
+        self.q_bias = constant(0, (q_size,)) if inner else None
+        self.k_bias = constant(0, (kv_size,)) if inner else None
+        self.v_bias = constant(0, (kv_size,)) if inner else None
+        self.out_bias = constant(0, (in_features,)) if cfg.bias in ("out", "all") else None
         norm = RMSNormConfig()
         self.q_norm = norm.build(self.head_dim, norm_key) if cfg.qk_norm else None
         self.k_norm = norm.build(self.head_dim, norm_key) if cfg.qk_norm else None
@@ -231,7 +237,9 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.config.rope_base is not None:
-            q, k = (rope(x, positions, self.config.rope_base) for x in (q, k))
+            size = _rotary_dim(self.config, self.head_dim)
+            turn = partial(rope, base=self.config.rope_base, rotary_dim=size)
+            q, k = turn(q, positions), turn(k, positions)
         return q, k, v
 
     def _heads(self, x: Float[Array, "*time size"]) -> Float[Array, "*time heads head"]:
@@ -261,8 +269,8 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         return self._readout(y)
 
     def _readout(self, y: Float[Array, "time heads head"]) -> Signal:
-        y = linear(y.reshape(len(y), self.num_heads * self.head_dim), self.out_proj)
-        return y if self.out_bias is None else y + self.out_bias.astype(y.dtype)
+        y = y.reshape(len(y), self.num_heads * self.head_dim)
+        return linear(y, self.out_proj, self.out_bias)
 
     def _store(self, state, k, v, counts, real, resets) -> AttentionState:
         """The state after a chunk whose padding is last."""
@@ -301,8 +309,14 @@ def _head_sizes(in_features: int, cfg: AttentionSequenceMixerConfig) -> tuple[in
         heads % kv_heads == 0, cfg, in_features, f"`num_kv_heads` to divide the {heads} heads"
     )
     law = f"heads of even size for RoPE, not {head}: another `num_heads`, or `rope_base=None`"
-    _require(cfg.rope_base is None or head % 2 == 0, cfg, in_features, law)
+    even = cfg.rope_base is None or _rotary_dim(cfg, head) % 2 == 0
+    _require(even, cfg, in_features, law)
     return heads, kv_heads, head
+
+
+def _rotary_dim(cfg: AttentionSequenceMixerConfig, head_dim: int) -> int:
+    """How many features of a head RoPE turns."""
+    return int(cfg.rope_fraction * head_dim)
 
 
 def _require(
