@@ -28,6 +28,13 @@ def key():
     return jr.key(0, impl="rbg")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """A process has room for some ten thousand compiled programs, and then it crashes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Keeps the tests of a mixer's case, else those of a file, in one worker."""

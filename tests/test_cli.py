@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from linax_like.cli import main
 from linax_like.training import load_run, read_records
@@ -48,6 +49,7 @@ def cache(tmp_path_factory):
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
     jax.config.update("jax_compilation_cache_dir", before)
+    reset_cache()  # else it stays in use
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,15 @@
 """Golden parity of attention and of the position encodings, in float64."""
 
-from pathlib import Path
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 import pytest
+from golden_numbers import assert_close, load
 
 import linax_like as lx
 from linax_like.positions import rope, sinusoidal
 
-
-GOLDEN = Path(__file__).parent / "golden" / "references"
 
 ATTENTION = {
     "gqa_causal": {"num_kv_heads": 2, "head_dim": 6},
@@ -28,17 +24,6 @@ ROPE = {
 }
 
 
-def load(name):
-    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as file:
-        return {key: file[key] for key in file.files if key != "meta"}
-
-
-def assert_close(got, expected, tolerance):
-    got, expected = np.asarray(got), np.asarray(expected)
-    assert got.shape == expected.shape and got.dtype == expected.dtype
-    assert np.abs(got - expected).max() <= tolerance * np.abs(expected).max()
-
-
 def parameters(data, prefix):
     """The reference's arrays under our names."""
     names = {"q": "q", "k": "k", "v": "v", "o": "out"}
@@ -50,7 +35,7 @@ def parameters(data, prefix):
 
 @pytest.mark.parametrize("name", ATTENTION)
 def test_attention(name):
-    data = load(name)
+    data = load(f"references/{name}")
     weights, expected = parameters(data, "w"), parameters(data, "g")
     config = lx.AttentionSequenceMixerConfig(num_heads=4, **ATTENTION[name])
     mixer = config.build(data["x/x"].shape[-1], jr.key(0, impl="rbg"))
@@ -77,7 +62,7 @@ def test_attention(name):
 
 @pytest.mark.parametrize("name", ROPE)
 def test_rope(name):
-    data = load("rope_sinusoidal")
+    data = load("references/rope_sinusoidal")
     with jax.enable_x64(True):
         q, positions = jnp.asarray(data["x/q"]), jnp.asarray(data["x/positions"])
         turned = jax.vmap(lambda q, positions: rope(q, positions, **ROPE[name]))(q, positions)
@@ -86,7 +71,7 @@ def test_rope(name):
 
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_sinusoidal(interleaved):
-    data = load("rope_sinusoidal")
+    data = load("references/rope_sinusoidal")
     expected = data["y/sin_interleaved" if interleaved else "y/sin_concat"]
     with jax.enable_x64(True):
         time, size = expected.shape

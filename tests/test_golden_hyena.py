@@ -4,7 +4,6 @@ The reference rounds its positions and decay rates to float32, and runs in float
 """
 
 import json
-from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -12,24 +11,17 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from golden_numbers import assert_close, GOLDEN
 
 import linax_like as lx
 
 
-GOLDEN = Path(__file__).parent / "golden" / "references"
 TOLERANCE = 2e-6  # 2⁻²³ in the positions, times the frequencies they meet
-
-
-def assert_close(got, expected, tolerance):
-    """Relative to the largest entry, as the reference's own tolerances are meant."""
-    got, expected = np.asarray(got), np.asarray(expected)
-    assert got.shape == expected.shape
-    assert np.abs(got - expected).max() <= tolerance * np.abs(expected).max()
 
 
 @pytest.fixture(scope="module", params=["hyena_order2", "hyena_order3"])
 def published(request):
-    with np.load(GOLDEN / f"{request.param}.npz", allow_pickle=False) as file:
+    with np.load(GOLDEN / "references" / f"{request.param}.npz", allow_pickle=False) as file:
         data = {key: file[key] for key in file.files if key != "meta"}
         return data, json.loads(str(file["meta"]))["config"]
 

@@ -1,34 +1,16 @@
 """Golden parity of Mamba: the published references' weights give their outputs and gradients."""
 
-from pathlib import Path
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 import pytest
 from complex_arrays import as_complex, from_complex
+from golden_numbers import assert_close, GOLDEN, KEY, load, run, with_arrays
 from oracles.mamba import mamba
 
 import linax_like as lx
 from linax_like.ops import selective_scan, selective_step
-
-
-GOLDEN = Path(__file__).parent / "golden"
-KEY = jr.key(0, impl="rbg")
-
-
-def load(name):
-    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as file:
-        return {key: file[key] for key in file.files if key != "meta"}
-
-
-def assert_close(got, expected, tolerance):
-    """Relative to the largest entry, as the references' own tolerances are meant."""
-    got, expected = np.asarray(got), np.asarray(expected)
-    assert got.shape == expected.shape
-    assert np.abs(got - expected).max() <= tolerance * np.abs(expected).max()
 
 
 # The mixer.
@@ -53,27 +35,6 @@ def arrays(data, prefix):
     return found
 
 
-def with_arrays(mixer, arrays):
-    """The mixer with these parameters, in their own dtype: float64 under `jax.enable_x64`."""
-    for name, value in arrays.items():
-        assert getattr(mixer, name).shape == value.shape, name
-    fields = lambda mixer: [getattr(mixer, name) for name in arrays]
-    return eqx.tree_at(fields, mixer, [jnp.asarray(value) for value in arrays.values()])
-
-
-@eqx.filter_jit
-def run(mixer, x, loss, context=None):
-    """Outputs, and the gradient of `loss(outputs)` by the mixer and its input."""
-
-    def total(inputs):
-        mixer, x = inputs
-        y = jax.vmap(lambda x, context: mixer(x, context=context))(x, context)
-        return loss(y), y
-
-    grads, y = eqx.filter_grad(total, has_aux=True)((mixer, x))
-    return y, *grads
-
-
 @eqx.filter_jit
 def prefilled(mixer, x, context=None):
     one = lambda x, context: mixer.prefill(mixer.init_state(0, x.dtype), x, context=context)
@@ -96,7 +57,7 @@ def test_hugging_face():
     data = load("references/mamba1_mixer_hf")
     with jax.enable_x64():
         mixer = lx.MambaSequenceMixerConfig(4, dt_rank=3).build(8, KEY)
-        mixer = with_arrays(mixer, arrays(data, "w"))
+        mixer = with_arrays(mixer, **arrays(data, "w"))
         x, ct = jnp.asarray(data["x/x"]), jnp.asarray(data["x/ct"])
         y, d_mixer, d_x = run(mixer, x, lambda y: jnp.sum(y * ct))
         assert_close(y, data["y/out"], 1e-10)
@@ -126,7 +87,7 @@ def test_lrnnx(case):
         discretization="euler" if name == "mamba" else name,
         timestep_decay="learned" if events else "scaled",
     )
-    mixer = with_arrays(config.build(8, KEY), arrays(data, "p"))
+    mixer = with_arrays(config.build(8, KEY), **arrays(data, "p"))
     x = jnp.asarray(data["x"])
     context = lx.SequenceContext(timesteps=jnp.asarray(data["ts"])) if events else None
     y, d_mixer, d_x = run(mixer, x, lambda y: jnp.mean(y**2), context)

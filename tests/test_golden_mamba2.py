@@ -1,18 +1,16 @@
 """Golden parity of Mamba-2: Hugging Face's weights and inputs give its outputs and gradients."""
 
-from pathlib import Path
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from golden_numbers import assert_close, load
 
 import linax_like as lx
 
 
-GOLDEN = Path(__file__).parent / "golden" / "references"
 CASES = {
     "mamba2_mixer_hf": (12, lx.Mamba2SequenceMixerConfig(6, head_dim=6, num_groups=2, chunk=8)),
     "mamba2_mixer_hf_dtlimit": (
@@ -21,17 +19,6 @@ CASES = {
     ),
     "mamba2_mixer_hf_g1": (8, lx.Mamba2SequenceMixerConfig(8, head_dim=4, chunk=16)),
 }
-
-
-def load(name):
-    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as file:
-        return {key: file[key] for key in file.files if key != "meta"}
-
-
-def assert_close(got, expected, tolerance):
-    got, expected = np.asarray(got), np.asarray(expected)
-    assert got.shape == expected.shape
-    assert np.abs(got - expected).max() <= tolerance * max(np.abs(expected).max(), 1e-30)
 
 
 def arrays(data, prefix):
@@ -73,7 +60,7 @@ def fold(mixer, state, x):
 
 @pytest.mark.parametrize("name", CASES)
 def test_mamba2_is_hugging_faces(name):
-    data = load(name)
+    data = load(f"references/{name}")
     with jax.enable_x64():
         mixer, x = mixer_of(name, data), jnp.asarray(data["x/x"])
 
@@ -94,7 +81,7 @@ def test_mamba2_is_hugging_faces(name):
 @pytest.mark.parametrize("name", ["mamba2_mixer_hf", "mamba2_mixer_hf_g1"])
 def test_states_and_steps_are_hugging_faces(name):
     """After all positions but four, and after the last four, one by one."""
-    data = load(name)
+    data = load(f"references/{name}")
     with jax.enable_x64():
         mixer, x = mixer_of(name, data), jnp.asarray(data["x/x"])
         state, _ = prefill(mixer, x[:, :-4])
@@ -113,7 +100,7 @@ def check_state(state, data, when):
 def test_limits_hold_in_a_step():
     """Hugging Face's single steps ignore them: those of its numbers are from its whole sequences."""
     name = "mamba2_mixer_hf_dtlimit"
-    data = load(name)
+    data = load(f"references/{name}")
     with jax.enable_x64():
         mixer, x = mixer_of(name, data), jnp.asarray(data["x/x"])
         state = jax.vmap(lambda x: mixer.init_state(len(x), x.dtype))(x)

@@ -1,45 +1,14 @@
 """Golden parity of the RG-LRU: the weights and inputs of recurrentgemma and of lrnnx."""
 
-from pathlib import Path
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 import pytest
+from golden_numbers import assert_close, assert_gradients, KEY, load, with_arrays
 
 import linax_like as lx
 from linax_like.ops import short_conv, short_conv_step
-
-
-GOLDEN = Path(__file__).parent / "golden"
-KEY = jr.key(0, impl="rbg")
-
-
-def load(name):
-    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as file:
-        return {key: file[key] for key in file.files if key != "meta"}
-
-
-def assert_close(got, expected, tolerance):
-    got, expected = np.asarray(got), np.asarray(expected)
-    assert got.shape == expected.shape
-    assert np.abs(got - expected).max() <= tolerance * max(np.abs(expected).max(), 1e-30)
-
-
-def assert_gradients(got, expected, tolerance=1e-9):
-    for name, value in expected.items():
-        assert_close(getattr(got, name), value, tolerance)
-
-
-def with_arrays(module, **arrays):
-    """The module with these parameters, in their own dtype."""
-    names = list(arrays)
-    values = [jnp.asarray(arrays[name]) for name in names]
-    for name, value in zip(names, values, strict=True):
-        assert getattr(module, name).shape == value.shape, name
-    return eqx.tree_at(lambda m: [getattr(m, name) for name in names], module, values)
 
 
 def recurrence(data, prefix):
@@ -139,7 +108,7 @@ def test_the_recurrence_is_the_reference(name):
         assert_close(y, data["y/y"], 1e-10)
         assert_close(state.recurrent, data["y/last_h"], 1e-10)
         assert_close(d_x, data["g/x"], 1e-9)
-        assert_gradients(d_mixer, recurrence(data, "g/"))
+        assert_gradients(d_mixer, recurrence(data, "g/"), 1e-9)
         if h0 is not None:
             assert_close(d_state.recurrent, data["g/h0"], 1e-9)
         if "y/step_y" in data:
@@ -189,7 +158,7 @@ def test_the_block_is_the_reference():
         assert_close(state.recurrent, data["y/cache_rg_lru"], 1e-10)
         assert_close(state.short, data["y/cache_conv1d"], 1e-10)
         assert_close(d_x, data["g/x"], 1e-9)
-        assert_gradients(d_mixer, block(data, "g/"))
+        assert_gradients(d_mixer, block(data, "g/"), 1e-9)
         here = documents(data["x/segment_pos"][:, :-4])
         state, _ = prefill(mixer, start, x[:, :-4], here)
         assert_close(state.recurrent, data["y/prefix_rg_lru"], 1e-10)
@@ -253,32 +222,6 @@ def test_the_mlp_is_the_reference():
         assert_mlp_gradients(d_module, mlp(data, "g/"))
 
 
-def test_the_residual_block_is_the_reference():
-    """Its norms multiply by 1 + scale."""
-    data = load("references/rg_residual_recurrent")
-    mixer_config = lx.RGLRUSequenceMixerConfig(lru_width=12, num_heads=2)
-    with jax.enable_x64():
-        module = lx.ResidualBlockConfig(mixer_config, GEGLU).build(8, KEY)
-        parts = (
-            with_arrays(module.sequence_norm, weight=1 + data["w/temporal_pre_norm.scale"]),
-            with_arrays(module.sequence_mixer, **block(data, "w/recurrent_block.")),
-            with_arrays(module.channel_norm, weight=1 + data["w/channel_pre_norm.scale"]),
-            mlp_with(module.channel_mixer, mlp(data, "w/mlp_block.")),
-        )
-        of = lambda m: (m.sequence_norm, m.sequence_mixer, m.channel_norm, m.channel_mixer)
-        module = eqx.tree_at(of, module, parts)
-        x, context = jnp.asarray(data["x/x"]), documents(data["x/segment_pos"])
-        start = in_the_middle(module.sequence_mixer, x)
-        (d_module, d_x, _), (_, y) = grad((module, x, start), context, data["x/ct"])
-        assert_close(y, data["y/y"], 1e-10)
-        assert_close(d_x, data["g/x"], 1e-9)
-        d_norm, d_mixer, d_channel_norm, d_mlp = of(d_module)
-        assert_close(d_norm.weight, data["g/temporal_pre_norm.scale"], 1e-9)
-        assert_close(d_channel_norm.weight, data["g/channel_pre_norm.scale"], 1e-9)
-        assert_gradients(d_mixer, block(data, "g/recurrent_block."))
-        assert_mlp_gradients(d_mlp, mlp(data, "g/mlp_block."))
-
-
 def attention(data, prefix):
     names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "final": "out_proj"}
     arrays = {ours: data[f"{prefix}proj_{theirs}.kernel"].T for theirs, ours in names.items()}
@@ -312,34 +255,44 @@ def test_the_local_attention_is_the_reference(name):
         (d_mixer, d_x, _), (_, y) = grad((mixer, x, start(mixer, x)), context, data["x/ct"])
         assert_close(y, data["y/y"], 1e-10)
         assert_close(d_x, data["g/x"], 1e-9)
-        assert_gradients(d_mixer, attention(data, "g/"))
+        assert_gradients(d_mixer, attention(data, "g/"), 1e-9)
         if "y/step_y" in data:
             count = data["y/step_y"].shape[1]
             state, _ = prefill(mixer, start(mixer, x), x[:, :-count], None)
             assert_close(fold(mixer, state, x[:, -count:])[1], data["y/step_y"], 1e-10)
 
 
-def test_the_residual_block_of_attention_is_the_reference():
-    data = load("references/rg_residual_attention")
+RESIDUAL = {
+    "recurrent": (lx.RGLRUSequenceMixerConfig(lru_width=12, num_heads=2), block, GEGLU),
+    "attention": (local_attention(2, 8), attention, GEGLU_12),
+}
+
+
+@pytest.mark.parametrize("kind", RESIDUAL)
+def test_the_residual_block_is_the_reference(kind):
+    """Its norms multiply by 1 + scale."""
+    data = load(f"references/rg_residual_{kind}")
+    mixer_config, arrays, mlp_config = RESIDUAL[kind]
     with jax.enable_x64():
-        module = lx.ResidualBlockConfig(local_attention(2, 8), GEGLU_12).build(16, KEY)
+        x, context = jnp.asarray(data["x/x"]), documents(data["x/segment_pos"])
+        module = lx.ResidualBlockConfig(mixer_config, mlp_config).build(x.shape[-1], KEY)
         parts = (
             with_arrays(module.sequence_norm, weight=1 + data["w/temporal_pre_norm.scale"]),
-            with_arrays(module.sequence_mixer, **attention(data, "w/attention_block.")),
+            with_arrays(module.sequence_mixer, **arrays(data, f"w/{kind}_block.")),
             with_arrays(module.channel_norm, weight=1 + data["w/channel_pre_norm.scale"]),
             mlp_with(module.channel_mixer, mlp(data, "w/mlp_block.")),
         )
         of = lambda m: (m.sequence_norm, m.sequence_mixer, m.channel_norm, m.channel_mixer)
         module = eqx.tree_at(of, module, parts)
-        x, context = jnp.asarray(data["x/x"]), documents(data["x/segment_pos"])
-        state = start(module.sequence_mixer, x)
+        before = in_the_middle if kind == "recurrent" else start
+        state = before(module.sequence_mixer, x)
         (d_module, d_x, _), (_, y) = grad((module, x, state), context, data["x/ct"])
         assert_close(y, data["y/y"], 1e-10)
         assert_close(d_x, data["g/x"], 1e-9)
         d_norm, d_mixer, d_channel_norm, d_mlp = of(d_module)
         assert_close(d_norm.weight, data["g/temporal_pre_norm.scale"], 1e-9)
         assert_close(d_channel_norm.weight, data["g/channel_pre_norm.scale"], 1e-9)
-        assert_gradients(d_mixer, attention(data, "g/attention_block."))
+        assert_gradients(d_mixer, arrays(data, f"g/{kind}_block."), 1e-9)
         assert_mlp_gradients(d_mlp, mlp(data, "g/mlp_block."))
 
 

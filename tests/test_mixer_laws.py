@@ -1,6 +1,9 @@
 """Every law, for every mixer of the table."""
 
+from collections.abc import Iterator
+
 import equinox as eqx
+import jax
 import jax.random as jr
 import laws
 import pytest
@@ -14,8 +17,9 @@ DEFAULTS = list({type(case.config): case for case in CASES}.values())
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.id)
-def case(request) -> MixerCase:
-    return request.param
+def case(request) -> Iterator[MixerCase]:
+    yield request.param
+    jax.clear_caches()  # the next case shares none of its programs
 
 
 @pytest.fixture(scope="module")
