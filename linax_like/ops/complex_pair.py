@@ -86,10 +86,20 @@ def exp(x: ComplexPair) -> ComplexPair: ...
 @overload
 def exp(x: Array) -> Array: ...
 def exp(x):
-    if isinstance(x, ComplexPair):
-        radius, chord, imag = _turn(x)
-        return ComplexPair(radius - chord, imag)
-    return jnp.exp(x)
+    return _complex_exp(x) if isinstance(x, ComplexPair) else jnp.exp(x)
+
+
+@jax.custom_jvp
+def _complex_exp(x: ComplexPair) -> ComplexPair:
+    """Its gradient stores nothing but the result."""
+    radius, chord, imag = _turn(x)
+    return ComplexPair(radius - chord, imag)
+
+
+@_complex_exp.defjvp
+def _complex_exp_jvp(primals, tangents):
+    y = _complex_exp(*primals)
+    return y, multiply(y, *tangents)
 
 
 @overload
