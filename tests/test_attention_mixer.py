@@ -106,7 +106,7 @@ def test_configs_validate():
         Config(head_dim=6, rope_fraction=0.5)
     with pytest.raises(ValueError, match="rope_fraction=1.5.*`rope_fraction` must be above 0"):
         Config(rope_fraction=1.5)
-    with pytest.raises(ValueError, match="'output'.*qkv"):
+    with pytest.raises(ValueError, match="'qkv'.*'output'"):
         Config(bias="output")
     with pytest.raises(ValueError, match="`window` must be positive"):
         Config(window=0)
