@@ -16,7 +16,7 @@ from golden_numbers import (
 )
 
 import linax_like as lx
-from linax_like.sequence_mixers.gated_recurrence import scan_states, step_state
+from linax_like.sequence_mixers.recurrence import scan_states, step_state
 
 
 def test_the_gated_recurrence_is_hgrn():

@@ -39,6 +39,16 @@ def multiply(x, y):
 
 
 @overload
+def ones_like(x: ComplexPair) -> ComplexPair: ...
+@overload
+def ones_like(x: Array) -> Array: ...
+def ones_like(x):
+    if isinstance(x, ComplexPair):
+        return ComplexPair(jnp.ones_like(x.real), jnp.zeros_like(x.imag))
+    return jnp.ones_like(x)
+
+
+@overload
 def conjugate(x: ComplexPair) -> ComplexPair: ...
 @overload
 def conjugate(x: Array) -> Array: ...

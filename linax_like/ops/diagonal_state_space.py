@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .chunked_scan import chunked_scan, Positions
-from .complex_pair import ComplexPair, exp, multiply
+from .complex_pair import ComplexPair, exp, multiply, ones_like
 from .discretize import Discretization, discretize_decay, discretize_gain, discretize_log_decay
 from .linear_scan import final_state, incoming_state, linear_scan
 from .varying import vary_together
@@ -88,9 +88,8 @@ def recurrence(
     if axis_name is None:
         return run(state, positions)
     zero = jax.tree.map(jnp.zeros_like, state)
-    one = zero._replace(real=jnp.ones_like(state.real))
     end, _ = run(zero, positions)
-    decay, _ = run(one, positions._replace(x=jnp.zeros_like(positions.x)))
+    decay, _ = run(ones_like(state), positions._replace(x=jnp.zeros_like(positions.x)))
     decay, end, state = vary_together(decay, end, state)
     state = incoming_state(decay, end, state, axis_name)
     state, y = run(state, positions)

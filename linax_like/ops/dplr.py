@@ -14,7 +14,6 @@ with both. Removing the terms of A one after the other (Sherman-Morrison) takes 
     h[t] = s - h[t-1]
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -25,6 +24,7 @@ from .chunked_scan import chunked_scan, Positions
 from .complex_pair import add, ComplexPair, conjugate, multiply, scale, subtract
 from .diagonal_state_space import read_out
 from .discretize import discretize_decay, discretize_gain
+from .rows import heed, select
 
 
 class DPLR(NamedTuple):
@@ -93,11 +93,9 @@ def recurrence(
 
         def step(h, here: Positions):
             transition = discretize(system, here.timesteps) if regular is None else regular
-            reset = here.resets
-            before = h if reset is None else jax.tree.map(lambda h: jnp.where(reset, 0, h), h)
-            new = advance(transition, before, here.x)
+            new = advance(transition, heed(here.resets, None, h, h), here.x)
             if here.mask is not None:
-                new = jax.tree.map(partial(jnp.where, here.mask), new, h)
+                new = select(here.mask, new, h)
             return new, read_out(weight, new)
 
         return jax.lax.scan(step, state, positions)

@@ -8,7 +8,7 @@ from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from .complex_pair import ComplexPair
 
@@ -35,6 +35,18 @@ def set_row(t: Int[Array, ""], x: PyTree[Array], values: PyTree[Array]) -> PyTre
     `jax.vmap` of it stays one slice, rather than a scatter that checks its bounds.
     """
     return jax.tree.map(partial(_setter(0), t), x, values)
+
+
+def expand(condition: Bool[Array, " time"], like: Array) -> Bool[Array, " time ..."]:
+    """A condition per position, with the axes that a `where` beside `like` needs."""
+    return condition.reshape(condition.shape + (1,) * (like.ndim - 1))
+
+
+def blank(mask: Bool[Array, " time"] | None, x: PyTree[Array]) -> PyTree[Array]:
+    """`x` with zeros in the rows where `mask` is False."""
+    if mask is None:
+        return x
+    return jax.tree.map(lambda x: jnp.where(expand(mask, x), x, 0.0), x)
 
 
 def select(condition, x, y):

@@ -31,7 +31,7 @@ from ..config import require, require_choice, require_positive
 from ..context import SequenceContext
 from ..initializers import constant, linear_weight, normal, split, uniform
 from ..ops.chunked_scan import Positions
-from ..ops.complex_pair import add, ComplexPair, multiply
+from ..ops.complex_pair import ComplexPair
 from ..ops.diagonal_state_space import (
     Diagonal,
     discretize,
@@ -43,8 +43,9 @@ from ..ops.discretize import Discretization
 from ..ops.long_conv import long_conv, long_conv_flops, long_conv_full
 from ..precision import accumulation_dtype, cast_like, linear, upcast
 from ..types import Frame, Signal
-from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
+from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter
 from .padding import convolve, is_convolution
+from .recurrence import step_state
 
 
 @dataclass(frozen=True)
@@ -190,12 +191,10 @@ class CentaurusSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     ) -> tuple[ComplexPair, Frame]:
         x, context = enter(self, x, context)
         drive = self._drive(x)
-        state = cast_like(state, drive)
         system, weight = self._system(drive.dtype, self._state_shape())
         decay, gain = discretize(system, self.config.discretization, context.timesteps)
         driven = jax.tree.map(lambda part: part * drive, gain)
-        new = add(multiply(decay, context.forget(state)), driven)
-        new = keep_at_padding(context, new, state)
+        new = step_state(decay, driven, state, context)
         return new, context.blank_padding(self._readout(read_out(weight, new), x))
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:

@@ -25,7 +25,7 @@ from ..norms import RMSNorm, RMSNormConfig
 from ..precision import accumulation_dtype, linear, upcast
 from ..types import Frame, Signal
 from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter
-from .gated_recurrence import scan_states, State, step_state
+from .recurrence import scan_states, step_state
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class HGRNSequenceMixerConfig(AbstractSequenceMixerConfig):
         return HGRNSequenceMixer(in_features, self, key)
 
 
-class HGRNSequenceMixer(AbstractRecurrentMixer[State]):
+class HGRNSequenceMixer(AbstractRecurrentMixer[Array]):
     """Gated linear recurrence. The state is h, shape `(state,)`."""
 
     config: HGRNSequenceMixerConfig = eqx.field(static=True)
@@ -81,20 +81,22 @@ class HGRNSequenceMixer(AbstractRecurrentMixer[State]):
     ) -> Signal:
         return self.prefill(self.init_state(len(x)), x, context=context)[1]
 
-    def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> State:
+    def init_state(
+        self, max_length: int, dtype: DTypeLike | None = None
+    ) -> Float[Array, " state"]:
         return jnp.zeros((self.state_dim,), accumulation_dtype(dtype or jnp.float32))
 
     def prefill(
-        self, state: State, x: Signal, *, context: SequenceContext | None = None
-    ) -> tuple[State, Signal]:
+        self, state: Float[Array, " state"], x: Signal, *, context: SequenceContext | None = None
+    ) -> tuple[Float[Array, " state"], Signal]:
         x, context = enter(self, x, context)
         decay, drive, gate = self._gates(x)
         state, states = scan_states(decay, drive, state, context)
         return state, context.blank_padding(self._readout(states, gate))
 
     def step(
-        self, state: State, x: Frame, *, context: SequenceContext | None = None
-    ) -> tuple[State, Frame]:
+        self, state: Float[Array, " state"], x: Frame, *, context: SequenceContext | None = None
+    ) -> tuple[Float[Array, " state"], Frame]:
         x, context = enter(self, x, context)
         decay, drive, gate = self._gates(x)
         state = step_state(decay, drive, state, context)

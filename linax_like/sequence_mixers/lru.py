@@ -19,16 +19,15 @@ from ..config import require, require_positive
 from ..context import SequenceContext
 from ..initializers import normal, split, uniform
 from ..ops.complex_linear import project_in, project_out
-from ..ops.complex_pair import add, ComplexPair, exp, multiply, scale
-from ..ops.linear_scan import final_state, linear_scan
+from ..ops.complex_pair import ComplexPair, exp, scale
 from ..precision import accumulation_dtype, cast_like
 from ..types import Frame, Signal
 from .base import (
     AbstractRecurrentMixer,
     AbstractSequenceMixerConfig,
     enter,
-    keep_at_padding,
 )
+from .recurrence import scan_states, step_state
 
 
 @dataclass(frozen=True)
@@ -110,27 +109,18 @@ class LRUSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     ) -> tuple[ComplexPair, Signal]:
         x, context = enter(self, x, context)
         drive = self._drive(x)
-        state = cast_like(state, drive)
-        states = linear_scan(
-            cast_like(self._eigenvalues(), drive),
-            drive,
-            state,
-            resets=context.resets(),
-            mask=context.mask,
-            axis_name=context.axis_name,
-        )
-        last = final_state(states, state, axis_name=context.axis_name)
-        return last, context.blank_padding(self._readout(states, x))
+        decay = cast_like(self._eigenvalues(), drive)
+        state, states = scan_states(decay, drive, state, context)
+        return state, context.blank_padding(self._readout(states, x))
 
     def step(
         self, state: ComplexPair, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[ComplexPair, Frame]:
         x, context = enter(self, x, context)
         drive = self._drive(x)
-        state = cast_like(state, drive)
-        decayed = multiply(cast_like(self._eigenvalues(), drive), context.forget(state))
-        new = keep_at_padding(context, add(decayed, drive), state)
-        return new, context.blank_padding(self._readout(new, x))
+        decay = cast_like(self._eigenvalues(), drive)
+        state = step_state(decay, drive, state, context)
+        return state, context.blank_padding(self._readout(state, x))
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         projections = 2 * 2 * 2 * self.in_features * self.state_dim

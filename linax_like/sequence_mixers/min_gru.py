@@ -24,7 +24,7 @@ from ..ops.positive import positive
 from ..precision import accumulation_dtype, linear, upcast
 from ..types import Frame, Signal
 from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter
-from .gated_recurrence import scan_states, State, step_state
+from .recurrence import scan_states, step_state
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class MinGRUSequenceMixerConfig(AbstractSequenceMixerConfig):
         return MinGRUSequenceMixer(in_features, self, key)
 
 
-class MinGRUSequenceMixer(AbstractRecurrentMixer[State]):
+class MinGRUSequenceMixer(AbstractRecurrentMixer[Array]):
     """Gated moving average. The state is h, shape `(state,)`."""
 
     config: MinGRUSequenceMixerConfig = eqx.field(static=True)
@@ -85,19 +85,21 @@ class MinGRUSequenceMixer(AbstractRecurrentMixer[State]):
     ) -> Signal:
         return self.prefill(self.init_state(len(x)), x, context=context)[1]
 
-    def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> State:
+    def init_state(
+        self, max_length: int, dtype: DTypeLike | None = None
+    ) -> Float[Array, " state"]:
         return jnp.zeros((self.state_dim,), accumulation_dtype(dtype or jnp.float32))
 
     def prefill(
-        self, state: State, x: Signal, *, context: SequenceContext | None = None
-    ) -> tuple[State, Signal]:
+        self, state: Float[Array, " state"], x: Signal, *, context: SequenceContext | None = None
+    ) -> tuple[Float[Array, " state"], Signal]:
         x, context = enter(self, x, context)
         state, states = scan_states(*self._gates(x), state, context)
         return state, context.blank_padding(self._readout(states, x))
 
     def step(
-        self, state: State, x: Frame, *, context: SequenceContext | None = None
-    ) -> tuple[State, Frame]:
+        self, state: Float[Array, " state"], x: Frame, *, context: SequenceContext | None = None
+    ) -> tuple[Float[Array, " state"], Frame]:
         x, context = enter(self, x, context)
         state = step_state(*self._gates(x), state, context)
         return state, context.blank_padding(self._readout(state, x))

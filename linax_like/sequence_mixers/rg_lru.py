@@ -28,11 +28,11 @@ from ..config import require, require_choice, require_positive
 from ..context import SequenceContext
 from ..initializers import constant, linear_weight, normal, split, uniform
 from ..ops.complex_pair import add, ComplexPair, exp, multiply, scale
-from ..ops.linear_scan import final_state, linear_scan
 from ..ops.short_conv import short_conv, short_conv_step
 from ..precision import accumulation_dtype, cast_like, linear, upcast
 from ..types import Frame, Signal
 from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
+from .recurrence import scan_states
 
 
 States = Any  # an array, or a `ComplexPair` of two
@@ -168,12 +168,10 @@ class RGLRUSequenceMixer(AbstractRecurrentMixer[RGLRUState]):
             state.begun.astype(jnp.int32), len(x)
         )
         decay, drive = self._coefficients(u, earlier == 0)
-        before = cast_like(self._split(state.recurrent), drive)
-        states = linear_scan(decay, drive, before, **rules)
-        last = self._join(final_state(states, before, axis_name=context.axis_name))
+        last, states = scan_states(decay, drive, self._split(state.recurrent), context)
         begun = state.begun | _any_real(context)
         y = context.blank_padding(self._readout(self._join(states), x))
-        return RGLRUState(short, last, begun), y
+        return RGLRUState(short, self._join(last), begun), y
 
     def step(
         self, state: RGLRUState, x: Frame, *, context: SequenceContext | None = None

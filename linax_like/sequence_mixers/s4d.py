@@ -25,7 +25,7 @@ from ..config import require, require_choice, require_positive
 from ..context import SequenceContext
 from ..initializers import constant, normal, split, uniform
 from ..ops.chunked_scan import Positions
-from ..ops.complex_pair import add, ComplexPair, multiply, scale
+from ..ops.complex_pair import ComplexPair, scale
 from ..ops.diagonal_state_space import (
     Diagonal,
     discretize,
@@ -37,8 +37,9 @@ from ..ops.hippo import diagonal_legs
 from ..ops.long_conv import long_conv, long_conv_flops
 from ..precision import accumulation_dtype, cast_like, upcast
 from ..types import Frame, Signal
-from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
+from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter
 from .padding import convolve, is_convolution
+from .recurrence import step_state
 
 
 @dataclass(frozen=True)
@@ -161,11 +162,9 @@ class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     ) -> tuple[ComplexPair, Frame]:
         x, context = enter(self, x, context)
         drive = upcast(x)
-        state = cast_like(state, drive)
         system, weight = self._system(drive.dtype)
         decay, gain = discretize(system, self.config.discretization, context.timesteps)
-        new = add(multiply(decay, context.forget(state)), scale(gain, drive[:, None]))
-        new = keep_at_padding(context, new, state)
+        new = step_state(decay, scale(gain, drive[:, None]), state, context)
         y = read_out(weight, new) + self.skip.astype(drive.dtype) * drive
         return new, context.blank_padding(y.astype(x.dtype))
 

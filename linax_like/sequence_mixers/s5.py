@@ -21,10 +21,10 @@ from ..config import require, require_choice, require_positive
 from ..context import SequenceContext
 from ..initializers import constant, normal, split, truncated_normal, uniform
 from ..ops.complex_linear import project_in, project_out, scale_rows
-from ..ops.complex_pair import add, ComplexPair, multiply
+from ..ops.complex_pair import ComplexPair, multiply
 from ..ops.discretize import discretize_decay, discretize_gain
 from ..ops.hippo import block_diagonal_legs
-from ..ops.linear_scan import final_state, linear_scan
+from ..ops.linear_scan import linear_scan
 from ..ops.next_real import next_real
 from ..precision import accumulation_dtype, cast_like
 from ..types import Frame, Signal
@@ -32,9 +32,9 @@ from .base import (
     AbstractRecurrentMixer,
     AbstractSequenceMixerConfig,
     enter,
-    keep_at_padding,
     require_causal,
 )
+from .recurrence import scan_states, step_state
 
 
 @dataclass(frozen=True)
@@ -133,15 +133,15 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     ) -> Signal:
         x, context = enter(self, x, context)
         decay, drive = self._system(x, context.timesteps)
-        y = self._readout(_scan(decay, drive, None, context), x)
+        _, states = scan_states(decay, drive, self._zero_state(x.dtype), context)
+        y = self._readout(states, x)
         if self.reverse_out_proj is not None:
             y = y + self._project(self._backward(drive, context), self.reverse_out_proj, x)
         return context.blank_padding(y)
 
     def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> ComplexPair:
         require_causal(self, "set `bidirectional=False`")
-        zero = jnp.zeros(self.log_step.shape, accumulation_dtype(dtype or jnp.float32))
-        return ComplexPair(zero, zero)
+        return self._zero_state(dtype or jnp.float32)
 
     def prefill(
         self, state: ComplexPair, x: Signal, *, context: SequenceContext | None = None
@@ -149,10 +149,8 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         require_causal(self, "set `bidirectional=False`")
         x, context = enter(self, x, context)
         decay, drive = self._system(x, context.timesteps)
-        state = cast_like(state, drive)
-        states = _scan(decay, drive, state, context)
-        last = final_state(states, state, axis_name=context.axis_name)
-        return last, context.blank_padding(self._readout(states, x))
+        state, states = scan_states(decay, drive, state, context)
+        return state, context.blank_padding(self._readout(states, x))
 
     def step(
         self, state: ComplexPair, x: Frame, *, context: SequenceContext | None = None
@@ -160,10 +158,8 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         require_causal(self, "set `bidirectional=False`")
         x, context = enter(self, x, context)
         decay, drive = self._system(x, context.timesteps)
-        state = cast_like(state, drive)
-        new = add(multiply(decay, context.forget(state)), drive)
-        new = keep_at_padding(context, new, state)
-        return new, context.blank_padding(self._readout(new, x))
+        state = step_state(decay, drive, state, context)
+        return state, context.blank_padding(self._readout(state, x))
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         states = self.log_step.size
@@ -172,6 +168,10 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         recurrence = (6 + 8 * directions) * states + 2 * self.in_features
         forward = math.prod(spatial_dims) * (projections + recurrence)
         return forward if inference else 3 * forward
+
+    def _zero_state(self, dtype: DTypeLike) -> ComplexPair:
+        zero = jnp.zeros(self.log_step.shape, accumulation_dtype(dtype))
+        return ComplexPair(zero, zero)
 
     def _backward(self, drive: ComplexPair, context: SequenceContext) -> ComplexPair:
         """The states of the reversed sequence, in which a document begins where it ended."""
@@ -228,13 +228,6 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         like: Float[Array, "*time features"],
     ) -> Float[Array, "*time features"]:
         return project_out(cast_like(h, like), 2 * weight if self.config.conj_sym else weight)
-
-
-def _scan(
-    decay: ComplexPair, drive: ComplexPair, state: ComplexPair | None, context: SequenceContext
-) -> ComplexPair:
-    resets, mask, axis_name = context.resets(), context.mask, context.axis_name
-    return linear_scan(decay, drive, state, resets=resets, mask=mask, axis_name=axis_name)
 
 
 def _draw_out_proj(

@@ -34,7 +34,7 @@ from ..ops.varying import vary_together
 from ..precision import accumulation_dtype, linear, upcast
 from ..types import Frame, Signal
 from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter
-from .gated_recurrence import scan_states, State, step_state
+from .recurrence import scan_states, step_state
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class S7SequenceMixerConfig(AbstractSequenceMixerConfig):
         return S7SequenceMixer(in_features, self, key)
 
 
-class S7SequenceMixer(AbstractRecurrentMixer[State]):
+class S7SequenceMixer(AbstractRecurrentMixer[Array]):
     """Input-dependent diagonal recurrence. The state is h, shape `(state,)`."""
 
     config: S7SequenceMixerConfig = eqx.field(static=True)
@@ -104,20 +104,22 @@ class S7SequenceMixer(AbstractRecurrentMixer[State]):
     ) -> Signal:
         return self.prefill(self.init_state(len(x)), x, context=context)[1]
 
-    def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> State:
+    def init_state(
+        self, max_length: int, dtype: DTypeLike | None = None
+    ) -> Float[Array, " state"]:
         return jnp.zeros((self.state_dim,), accumulation_dtype(dtype or jnp.float32))
 
     def prefill(
-        self, state: State, x: Signal, *, context: SequenceContext | None = None
-    ) -> tuple[State, Signal]:
+        self, state: Float[Array, " state"], x: Signal, *, context: SequenceContext | None = None
+    ) -> tuple[Float[Array, " state"], Signal]:
         x, context = enter(self, x, context)
         u = linear(x, self.in_proj)
         state, states = scan_states(*self._system(u), state, context)
         return state, context.blank_padding(self._readout(states, u))
 
     def step(
-        self, state: State, x: Frame, *, context: SequenceContext | None = None
-    ) -> tuple[State, Frame]:
+        self, state: Float[Array, " state"], x: Frame, *, context: SequenceContext | None = None
+    ) -> tuple[Float[Array, " state"], Frame]:
         x, context = enter(self, x, context)
         u = linear(x, self.in_proj)
         state = step_state(*self._system(u), state, context)

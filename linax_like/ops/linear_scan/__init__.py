@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ..complex_pair import add, ComplexPair, multiply
+from ..complex_pair import add, ComplexPair, multiply, ones_like
+from ..rows import blank
 from ..varying import vary_together
 from .associative import associative_scan
-from .reference import expand, sequential_scan
+from .reference import sequential_scan
 from .xla import in_place_scan
 
 
@@ -56,19 +57,17 @@ def linear_scan(
     """
     if jax.tree.leaves(b)[0].shape[0] == 0:
         return b
-    if mask is not None:
-        b = jax.tree.map(lambda b: jnp.where(expand(mask, b), b, 0.0), b)
-    a, b, h0 = vary_together(a, b, h0)
+    a, b, h0 = vary_together(a, blank(mask, b), h0)
     zero = jax.tree.map(lambda b: jnp.zeros_like(b[0]), b)
     hold = None if mask is None else ~mask
     scan = _BACKENDS[backend or "xla"]
     if axis_name is None:
         return scan(a, b, zero if h0 is None else h0, resets, hold, reverse)
     local = scan(a, b, zero, resets, hold, reverse)
-    one = jax.tree.map(jnp.zeros_like, zero)
-    one = one._replace(real=one.real + 1) if isinstance(one, ComplexPair) else one + 1
     nothing = jax.tree.map(jnp.zeros_like, b)
-    decay = scan(a, nothing, one, resets, hold, reverse)  # what is left of the state that comes in
+    decay = scan(
+        a, nothing, ones_like(zero), resets, hold, reverse
+    )  # what is left of the state that comes in
     last = 0 if reverse else -1
     left, end = jax.tree.map(lambda x: x[last], (decay, local))
     incoming = incoming_state(left, end, zero if h0 is None else h0, axis_name, reverse)

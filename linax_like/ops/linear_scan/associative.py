@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ..complex_pair import add, ComplexPair, conjugate, conjugate_multiply, multiply
-from .reference import expand
+from ..rows import expand
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))

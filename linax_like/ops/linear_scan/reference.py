@@ -1,10 +1,9 @@
 """The linear recurrence by its definition: one position after the other."""
 
 import jax
-import jax.numpy as jnp
 
 from ..complex_pair import add, multiply
-from ..rows import select
+from ..rows import heed
 
 
 def sequential_scan(a, b, h0, resets, hold, reverse):
@@ -13,16 +12,8 @@ def sequential_scan(a, b, h0, resets, hold, reverse):
 
     def step(h, inputs):
         a_t, b_t, reset, held = inputs
-        new = multiply(a if constant else a_t, h)
-        new = new if held is None else select(held, h, new)
-        new = new if reset is None else select(reset, jax.tree.map(jnp.zeros_like, h), new)
-        h = add(new, b_t)
+        h = add(heed(reset, held, multiply(a if constant else a_t, h), h), b_t)
         return h, h
 
     inputs = (None if constant else a, b, resets, hold)
     return jax.lax.scan(step, h0, inputs, reverse=reverse)[1]
-
-
-def expand(condition, like):
-    """A condition per position, with the axes that a `where` beside `like` needs."""
-    return condition.reshape(condition.shape + (1,) * (like.ndim - 1))

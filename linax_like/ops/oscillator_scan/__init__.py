@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from ..complex_pair import add, ComplexPair, scale
+from ..rows import blank
 from ..varying import vary_together
 from .reference import (
     oscillator_step as oscillator_step,
@@ -53,9 +54,7 @@ def oscillator_scan(
     """
     if len(drive.real) == 0:
         return start, drive
-    if mask is not None:
-        drive = jax.tree.map(lambda d: jnp.where(mask[:, None], d, 0.0), drive)
-    oscillators, drive, start = vary_together(oscillators, drive, start)
+    oscillators, drive, start = vary_together(oscillators, blank(mask, drive), start)
     hold = None if mask is None else ~mask
     scan = _BACKENDS[backend or "xla"]
     if axis_name is None:

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ...precision import accumulation_dtype
-from ..complex_pair import ComplexPair
+from ..complex_pair import ComplexPair, ones_like
 from ..discretize import Discretization
 from ..linear_scan import incoming_state
+from ..rows import blank
 from ..varying import vary_together
 from .reference import advance, group, Inputs, Parts as Parts, sequential_scan, ungroup
 from .xla import chunked_scan
@@ -70,9 +71,7 @@ def selective_scan(
     if len(x) == 0:
         return before, x.astype(dtype)
     inputs = _inputs(x, dt, decay_dt, B, C, groups)
-    if mask is not None:  # a step of no length with no input changes nothing
-        blank = lambda z: jnp.where(mask.reshape(-1, 1, 1), z, 0.0)
-        inputs = jax.tree.map(blank, inputs)
+    inputs = blank(mask, inputs)  # a step of no length with no input changes nothing
     grouped = group(A, groups), group(before, groups)
     A, h, inputs, resets = vary_together(*grouped, inputs, resets)
     scan = partial(_BACKENDS[backend or "xla"], discretization, A)
@@ -133,8 +132,6 @@ def _count_groups(features: int, A: Any, B: Any, C: Any, h: Any) -> int:
 def _incoming(scan: Any, h0: Any, inputs: Inputs, resets: Array | None, axis_name: str) -> Any:
     """The state with which this shard of time starts."""
     nothing = jax.tree.map(jnp.zeros_like, h0)
-    one = jax.tree.map(jnp.zeros_like, h0)
-    one = one._replace(real=one.real + 1) if isinstance(one, ComplexPair) else one + 1
     end, _ = scan(nothing, inputs, resets)
-    left, _ = scan(one, inputs._replace(x=jnp.zeros_like(inputs.x)), resets)
+    left, _ = scan(ones_like(h0), inputs._replace(x=jnp.zeros_like(inputs.x)), resets)
     return incoming_state(left, end, h0, axis_name)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from ..complex_pair import add, ComplexPair, multiply
 from ..discretize import Discretization, discretize_decay, discretize_gain
-from ..linear_scan.reference import select
+from ..rows import heed
 
 
 Parts = Float[Array, "..."] | ComplexPair
@@ -38,9 +38,7 @@ def advance(method: Discretization, A: Any, h: Any, here: Inputs, reset: Array |
     decay = discretize_decay(A, (dt if decay_dt is None else decay_dt)[:, None], method)
     gain = discretize_gain(A, dt[:, None], method)
     drive = jax.tree.map(lambda B: _contract("gn,gm->gnm", B, x), B)
-    if reset is not None:
-        h = select(reset, jax.tree.map(jnp.zeros_like, h), h)
-    h = add(multiply(decay, h), multiply(gain, drive))
+    h = add(multiply(decay, heed(reset, None, h, h)), multiply(gain, drive))
     products = jax.tree.map(lambda C, h: _contract("gn,gnm->gm", C, h), C, h)
     if isinstance(products, ComplexPair):  # of each conjugate pair of states there is one
         return h, 2 * (products.real - products.imag)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from ...precision import accumulation_dtype
 from ..linear_scan import incoming_state
+from ..rows import blank
 from ..varying import vary_together
 from .reference import sequential_ssd, ssd_step as ssd_step
 from .xla import chunked_ssd
@@ -63,8 +64,8 @@ def ssd(
     start = zero if h0 is None else h0.astype(dtype)
     if len(x) == 0:
         return start, x
-    x, b, c = (_blank(mask, z).astype(x.dtype) for z in (x, b, c))
-    log_decay = jnp.maximum(_blank(mask, log_decay.astype(dtype)), _LOWEST)
+    x, b, c = (z.astype(x.dtype) for z in blank(mask, (x, b, c)))
+    log_decay = jnp.maximum(blank(mask, log_decay.astype(dtype)), _LOWEST)
     if resets is not None:
         log_decay = jnp.where(resets[:, None], 0.0, log_decay)
     x, log_decay, b, c, start, zero, resets = vary_together(
@@ -83,10 +84,6 @@ def ssd(
     y = y + (left[:, :, None] * _read(incoming, c)).astype(y.dtype)
     end = end + decay * incoming
     return jax.lax.all_gather(end, axis_name)[-1], y
-
-
-def _blank(mask, x):
-    return x if mask is None else jnp.where(mask.reshape(-1, *(1,) * (x.ndim - 1)), x, 0.0)
 
 
 def _since_start(log_decay, resets):
