@@ -1,9 +1,18 @@
 from .attention import attention as attention
 from .complex_pair import ComplexPair as ComplexPair
+from .delta_rule import delta_rule as delta_rule, delta_rule_step as delta_rule_step
 from .discretize import (
     Discretization as Discretization,
     discretize_decay as discretize_decay,
     discretize_gain as discretize_gain,
+)
+from .gated_linear_attention import (
+    gated_linear_attention as gated_linear_attention,
+    gated_linear_attention_step as gated_linear_attention_step,
+)
+from .generalized_delta_rule import (
+    generalized_delta_rule as generalized_delta_rule,
+    generalized_delta_rule_step as generalized_delta_rule_step,
 )
 from .linear_scan import (
     final_state as final_state,
