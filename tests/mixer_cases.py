@@ -85,6 +85,16 @@ CASES = [
             chunk=5,
         ),
     ),
+    MixerCase(
+        "gated_delta_net",
+        lx.GatedDeltaNetSequenceMixerConfig(2, head_dim=4, num_value_heads=4, chunk=5),
+    ),
+    MixerCase(
+        "gated_delta_product",
+        lx.GatedDeltaProductSequenceMixerConfig(
+            head_dim=4, value_head_dim=3, short_width=2, output_gate=False, chunk=3
+        ),
+    ),
     MixerCase("hgrn", lx.HGRNSequenceMixerConfig(2, lower_bound=0.3)),
     MixerCase(
         "hyena",
@@ -106,6 +116,12 @@ CASES = [
         leak=FFT_LEAK,
     ),
     MixerCase("identity", lx.IdentitySequenceMixerConfig(), free=True),
+    MixerCase(
+        "kda",
+        lx.KDASequenceMixerConfig(
+            2, num_value_heads=4, value_head_dim=3, negative_eigenvalues=True, chunk=5
+        ),
+    ),
     MixerCase("linoss", lx.LinOSSSequenceMixerConfig(8, discretization="IM", damping=False)),
     MixerCase("linoss_damped", lx.LinOSSSequenceMixerConfig(state_dim=8)),
     MixerCase("lru", lx.LRUSequenceMixerConfig(state_dim=8)),
@@ -131,6 +147,7 @@ CASES = [
     MixerCase("min_lstm", lx.MinLSTMSequenceMixerConfig(expand=2)),
     MixerCase("rg_lru", lx.RGLRUSequenceMixerConfig(lru_width=12, num_heads=2)),
     MixerCase("rg_lru_complex", lx.RGLRUSequenceMixerConfig(states="complex", short_width=2)),
+    MixerCase("rwkv7", lx.RWKV7SequenceMixerConfig(2, head_dim=3, decay_rank=2, chunk=5)),
     MixerCase("s4", lx.S4SequenceMixerConfig(state_dim=8), leak=FFT_LEAK),
     MixerCase("s4_legt", lx.S4SequenceMixerConfig(4, n_ssm=2, init="legt"), leak=FFT_LEAK),
     MixerCase("s4d", lx.S4DSequenceMixerConfig(state_dim=8), leak=FFT_LEAK),

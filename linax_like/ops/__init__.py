@@ -1,5 +1,9 @@
 from .attention import attention as attention
 from .complex_pair import ComplexPair as ComplexPair
+from .delta_product import (
+    delta_product as delta_product,
+    delta_product_step as delta_product_step,
+)
 from .delta_rule import delta_rule as delta_rule, delta_rule_step as delta_rule_step
 from .discretize import (
     Discretization as Discretization,

@@ -20,7 +20,14 @@ from .centaurus import (
 from .delta_net import (
     DeltaNetSequenceMixer as DeltaNetSequenceMixer,
     DeltaNetSequenceMixerConfig as DeltaNetSequenceMixerConfig,
-    DeltaNetState as DeltaNetState,
+)
+from .gated_delta_net import (
+    GatedDeltaNetSequenceMixer as GatedDeltaNetSequenceMixer,
+    GatedDeltaNetSequenceMixerConfig as GatedDeltaNetSequenceMixerConfig,
+)
+from .gated_delta_product import (
+    GatedDeltaProductSequenceMixer as GatedDeltaProductSequenceMixer,
+    GatedDeltaProductSequenceMixerConfig as GatedDeltaProductSequenceMixerConfig,
 )
 from .hgrn import (
     HGRNSequenceMixer as HGRNSequenceMixer,
@@ -38,6 +45,10 @@ from .identity import (
 from .implicit_filter import (
     ImplicitFilter as ImplicitFilter,
     ImplicitFilterConfig as ImplicitFilterConfig,
+)
+from .kda import (
+    KDASequenceMixer as KDASequenceMixer,
+    KDASequenceMixerConfig as KDASequenceMixerConfig,
 )
 from .linoss import (
     LinOSSSequenceMixer as LinOSSSequenceMixer,
@@ -57,6 +68,7 @@ from .mamba2 import (
     Mamba2SequenceMixerConfig as Mamba2SequenceMixerConfig,
     Mamba2State as Mamba2State,
 )
+from .memory import MemoryState as MemoryState
 from .min_gru import (
     MinGRUSequenceMixer as MinGRUSequenceMixer,
     MinGRUSequenceMixerConfig as MinGRUSequenceMixerConfig,
@@ -69,6 +81,10 @@ from .rg_lru import (
     RGLRUSequenceMixer as RGLRUSequenceMixer,
     RGLRUSequenceMixerConfig as RGLRUSequenceMixerConfig,
     RGLRUState as RGLRUState,
+)
+from .rwkv7 import (
+    RWKV7SequenceMixer as RWKV7SequenceMixer,
+    RWKV7SequenceMixerConfig as RWKV7SequenceMixerConfig,
 )
 from .s4 import S4SequenceMixer as S4SequenceMixer, S4SequenceMixerConfig as S4SequenceMixerConfig
 from .s4d import (

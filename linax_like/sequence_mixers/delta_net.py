@@ -12,24 +12,33 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ..config import require_choice, require_positive
+from ..config import require_choice
 from ..context import SequenceContext
 from ..initializers import constant, linear_weight, normal, split
-from ..norms import divide_by_norm
 from ..ops.delta_rule import delta_rule, delta_rule_step
-from ..ops.short_conv import short_conv, short_conv_step
-from ..precision import accumulation_dtype, linear, upcast
+from ..precision import linear
 from ..types import Frame, Signal
-from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
-from .heads import head_sizes, join_heads, norm_of_heads, require_width, split_heads
+from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig
+from .heads import join_heads, norm_of_heads
+from .memory import (
+    correction_rate,
+    delta_rule_flops,
+    empty_memory,
+    grouped_sizes,
+    memory_flops,
+    MemoryState,
+    prefill_memory,
+    queries_keys_values,
+    require_memory,
+    step_memory,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class DeltaNetSequenceMixerConfig(AbstractSequenceMixerConfig):
     - `short_width`: taps of the short convolution; None leaves it out.
     - `output_norm`: RMSNorm of each head, or nothing.
     - `output_gate`: multiply the output by a gate, as large as the values.
-    - `norm_eps`: added to the mean square, or the squared norm of a key, that is divided by.
+    - `norm_eps`: added to the mean square that the norm divides by.
     - `chunk`: positions computed together: more take more work each, and less memory in training.
     """
 
@@ -63,27 +72,14 @@ class DeltaNetSequenceMixerConfig(AbstractSequenceMixerConfig):
     chunk: int = 64
 
     def __post_init__(self):
-        optional = ("num_heads", "head_dim", "num_value_heads", "value_head_dim", "short_width")
-        require_positive(self, *(name for name in optional if getattr(self, name) is not None))
-        require_positive(self, "norm_eps", "chunk")
+        require_memory(self)
         require_choice(self, "activation", "output_norm")
 
     def build(self, in_features: int, key: PRNGKeyArray) -> "DeltaNetSequenceMixer":
         return DeltaNetSequenceMixer(in_features, self, key)
 
 
-class DeltaNetState(NamedTuple):
-    """What the current document left.
-
-    - `short`: the last inputs of the short convolution, the newest last.
-    - `memory`: S.
-    """
-
-    short: Float[Array, "last channels"]
-    memory: Float[Array, "heads key value"]
-
-
-class DeltaNetSequenceMixer(AbstractRecurrentMixer[DeltaNetState]):
+class DeltaNetSequenceMixer(AbstractRecurrentMixer[MemoryState]):
     """Linear attention with the delta rule."""
 
     config: DeltaNetSequenceMixerConfig = eqx.field(static=True)
@@ -103,12 +99,10 @@ class DeltaNetSequenceMixer(AbstractRecurrentMixer[DeltaNetState]):
         qkv_key, beta_key, gate_key, short_key, out_key = split(key, 5)
         self.config = cfg
         self.in_features = in_features
-        sizes = head_sizes(in_features, cfg, cfg.num_heads, cfg.head_dim)
-        self.num_heads, self.head_dim = sizes
-        self.num_value_heads = cfg.num_value_heads or self.num_heads
+        sizes = cfg.num_heads, cfg.head_dim, cfg.num_value_heads
+        sizes = grouped_sizes(in_features, cfg, *sizes)
+        self.num_heads, self.head_dim, self.num_value_heads = sizes
         self.value_head_dim = cfg.value_head_dim or self.head_dim
-        law = f"`num_value_heads` to be a multiple of its {self.num_heads} heads"
-        require_width(self.num_value_heads % self.num_heads == 0, cfg, in_features, law)
         keys, values = self.num_heads * self.head_dim, self.num_value_heads * self.value_head_dim
         channels = 2 * keys + values
         self.qkv_proj = linear_weight(qkv_key, in_features, channels)
@@ -132,76 +126,46 @@ class DeltaNetSequenceMixer(AbstractRecurrentMixer[DeltaNetState]):
     ) -> Signal:
         return self.prefill(self.init_state(len(x), x.dtype), x, context=context)[1]
 
-    def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> DeltaNetState:
-        dtype = accumulation_dtype(dtype or jnp.float32)
+    def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> MemoryState:
         short = ((self.config.short_width or 1) - 1, self.qkv_proj.shape[0])
         memory = (self.num_value_heads, self.head_dim, self.value_head_dim)
-        return DeltaNetState(jnp.zeros(short, dtype), jnp.zeros(memory, dtype))
+        return empty_memory(short, memory, dtype)
 
     def prefill(
-        self, state: DeltaNetState, x: Signal, *, context: SequenceContext | None = None
-    ) -> tuple[DeltaNetState, Signal]:
-        x, context = enter(self, x, context)
-        rules = context.rules()
-
-        def remember(memory, q, k, v, beta):
-            chunk = self.config.chunk
-            return delta_rule(q, k, v, beta, s0=memory, chunk=chunk, **rules)
-
-        state, y = self._advance(state, x, partial(short_conv, **rules), remember)
-        return state, context.blank_padding(y)
+        self, state: MemoryState, x: Signal, *, context: SequenceContext | None = None
+    ) -> tuple[MemoryState, Signal]:
+        recurrence = partial(delta_rule, chunk=self.config.chunk)
+        return prefill_memory(self, self._advance, recurrence, state, x, context)
 
     def step(
-        self, state: DeltaNetState, x: Frame, *, context: SequenceContext | None = None
-    ) -> tuple[DeltaNetState, Frame]:
-        x, context = enter(self, x, context)
-        new, y = self._advance(context.forget(state), x, short_conv_step, delta_rule_step)
-        return keep_at_padding(context, new, state), context.blank_padding(y)
+        self, state: MemoryState, x: Frame, *, context: SequenceContext | None = None
+    ) -> tuple[MemoryState, Frame]:
+        return step_memory(self, self._advance, delta_rule_step, state, x, context)
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
-        time = math.prod(spatial_dims)
-        weights = (
-            self.qkv_proj,
-            self.beta_proj,
-            self.gate_proj,
-            self.short_weight,
-            self.out_proj,
-        )
-        projections = sum(2 * weight.size for weight in weights if weight is not None)
-        key, value = self.head_dim, self.value_head_dim
-        recurrence = delta_rule_flops(min(self.config.chunk, max(time, 1)), key, value)
-        forward = time * (projections + self.num_value_heads * recurrence)
-        return forward if inference else 3 * forward
+        time, heads = math.prod(spatial_dims), self.num_value_heads
+        sizes = (heads, self.head_dim, self.value_head_dim)
+        recurrence = delta_rule_flops(self.config.chunk, time, *sizes)
+        return memory_flops(self, time, recurrence, inference)
 
     def _advance(
         self,
-        state: DeltaNetState,
+        state: MemoryState,
         x: Float[Array, "*time features"],
         convolve: Callable,
         remember: Callable,
-    ) -> tuple[DeltaNetState, Float[Array, "*time features"]]:
+    ) -> tuple[MemoryState, Float[Array, "*time features"]]:
         """One position or many, by the ops given for that."""
         short, mixed = state.short, linear(x, self.qkv_proj)
         if self.short_weight is not None:
             short, mixed = convolve(mixed, self.short_weight, None, short)
-        beta = jax.nn.sigmoid(upcast(linear(x, self.beta_proj)))
-        if self.config.negative_eigenvalues:
-            beta = 2 * beta
-        memory = state.memory.astype(beta.dtype)
-        memory, y = remember(memory, *self._heads(mixed), beta)
-        return DeltaNetState(short, memory), self._readout(y, x)
-
-    def _heads(self, mixed: Float[Array, "*time channels"]) -> tuple[Array, Array, Array]:
-        """q, scaled, k and v by head."""
-        keys = self.num_heads * self.head_dim
         if self.config.activation == "silu":
             mixed = jax.nn.silu(mixed)
-        q, k, v = jnp.split(mixed, (keys, 2 * keys), axis=-1)
-        q, k = (
-            divide_by_norm(split_heads(z, self.num_heads), self.config.norm_eps) for z in (q, k)
-        )
-        q = q / math.sqrt(self.head_dim)
-        return q.astype(v.dtype), k.astype(v.dtype), split_heads(v, self.num_value_heads)
+        sizes = (self.num_heads, self.head_dim, self.num_value_heads)
+        q, k, v = queries_keys_values(mixed, *sizes)
+        beta = correction_rate(linear(x, self.beta_proj), self.config.negative_eigenvalues)
+        memory, y = remember(state.memory, q, k, v, beta)
+        return MemoryState(short, memory), self._readout(y, x)
 
     def _readout(
         self, y: Float[Array, "*time heads value"], x: Float[Array, "*time features"]
@@ -213,8 +177,3 @@ class DeltaNetSequenceMixer(AbstractRecurrentMixer[DeltaNetState]):
         if self.gate_proj is not None:
             y = y * jax.nn.silu(linear(x, self.gate_proj))
         return linear(y.astype(x.dtype), self.out_proj)
-
-
-def delta_rule_flops(chunk: int, key: int, value: int) -> int:
-    """Of one head at one position."""
-    return 2 * chunk * (2 * key + 2 * value + chunk) + 6 * key * value
