@@ -28,7 +28,7 @@ from ..context import SequenceContext
 from ..initializers import constant, linear_weight, normal, split
 from ..norms import standardize
 from ..ops.generalized_delta_rule import generalized_delta_rule, generalized_delta_rule_step
-from ..precision import linear, upcast
+from ..precision import accumulation_dtype, linear, upcast
 from ..types import Frame, Signal
 from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig
 from .heads import head_sizes, join_heads, split_heads
@@ -182,7 +182,8 @@ class RWKV7SequenceMixer(AbstractRecurrentMixer[MemoryState]):
         remember: Callable,
     ) -> tuple[MemoryState, Float[Array, "*time features"]]:
         """One position or many, by the ops given for that."""
-        taps = jnp.stack([self.shift_mix, 1 - self.shift_mix], axis=1)
+        mix = self.shift_mix.astype(accumulation_dtype(x.dtype))
+        taps = jnp.stack([mix, 1 - mix], axis=1)
         shift = lambda taps: convolve(x, taps, None, state.short)
         short, (for_r, for_w, for_k, for_v, for_a, for_g) = jax.vmap(shift, out_axes=(None, 0))(
             taps
