@@ -99,10 +99,8 @@ class DeltaNetSequenceMixer(AbstractRecurrentMixer[MemoryState]):
         qkv_key, beta_key, gate_key, short_key, out_key = split(key, 5)
         self.config = cfg
         self.in_features = in_features
-        sizes = cfg.num_heads, cfg.head_dim, cfg.num_value_heads
-        sizes = grouped_sizes(in_features, cfg, *sizes)
-        self.num_heads, self.head_dim, self.num_value_heads = sizes
-        self.value_head_dim = cfg.value_head_dim or self.head_dim
+        sizes = grouped_sizes(in_features, cfg, value_expand=1)
+        self.num_heads, self.head_dim, self.num_value_heads, self.value_head_dim = sizes
         keys, values = self.num_heads * self.head_dim, self.num_value_heads * self.value_head_dim
         channels = 2 * keys + values
         self.qkv_proj = linear_weight(qkv_key, in_features, channels)
@@ -143,8 +141,8 @@ class DeltaNetSequenceMixer(AbstractRecurrentMixer[MemoryState]):
         return step_memory(self, self._advance, delta_rule_step, state, x, context)
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
-        time, heads = math.prod(spatial_dims), self.num_value_heads
-        sizes = (heads, self.head_dim, self.value_head_dim)
+        time = math.prod(spatial_dims)
+        sizes = (self.num_value_heads, self.head_dim, self.value_head_dim)
         recurrence = delta_rule_flops(self.config.chunk, time, *sizes)
         return memory_flops(self, time, recurrence, inference)
 

@@ -103,25 +103,21 @@ class GatedDeltaNetSequenceMixer(AbstractRecurrentMixer[MemoryState]):
     out_proj: Float[Array, "features values"]  # W_out
 
     def __init__(self, in_features: int, cfg: GatedDeltaNetSequenceMixerConfig, key: PRNGKeyArray):
-        qkv_key, decay_key, beta_key, gate_key, short_key, rate_key, dt_key, out_key = split(
-            key, 8
-        )
+        qkv_key, beta_key, gate_key, short_key, out_key, *decay_keys = split(key, 8)
         self.config = cfg
         self.in_features = in_features
-        sizes = cfg.num_heads, cfg.head_dim, cfg.num_value_heads
-        sizes = grouped_sizes(in_features, cfg, *sizes)
-        self.num_heads, self.head_dim, self.num_value_heads = sizes
-        self.value_head_dim = cfg.value_head_dim or 2 * self.head_dim
+        sizes = grouped_sizes(in_features, cfg, value_expand=2)
+        self.num_heads, self.head_dim, self.num_value_heads, self.value_head_dim = sizes
         heads, values = (self.num_value_heads,), self.num_value_heads * self.value_head_dim
         channels = 2 * self.num_heads * self.head_dim + values
         self.qkv_proj = linear_weight(qkv_key, in_features, channels)
-        self.decay_proj = linear_weight(decay_key, in_features, self.num_value_heads)
+        self.decay_proj = linear_weight(decay_keys[0], in_features, self.num_value_heads)
         self.beta_proj = linear_weight(beta_key, in_features, self.num_value_heads)
         self.gate_proj = linear_weight(gate_key, in_features, values) if cfg.output_gate else None
         shape = (cfg.short_width, channels)
         self.short_weight = normal(short_key, shape, 1 / math.sqrt(cfg.short_width))
-        self.log_decay = jnp.log(uniform(rate_key, heads, 1.0, 16.0))
-        self.dt_bias = step_size_bias(dt_key, heads, cfg.dt_min, cfg.dt_max, cfg.dt_floor)
+        self.log_decay = jnp.log(uniform(decay_keys[1], heads, 1.0, 16.0))
+        self.dt_bias = step_size_bias(decay_keys[2], heads, cfg.dt_min, cfg.dt_max, cfg.dt_floor)
         self.norm_weight = constant(1, (self.value_head_dim,))
         self.out_proj = linear_weight(out_key, values, in_features)
 
@@ -155,8 +151,8 @@ class GatedDeltaNetSequenceMixer(AbstractRecurrentMixer[MemoryState]):
         return step_memory(self, self._advance, delta_rule_step, state, x, context)
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
-        time, heads = math.prod(spatial_dims), self.num_value_heads
-        sizes = (heads, self.head_dim, self.value_head_dim)
+        time = math.prod(spatial_dims)
+        sizes = (self.num_value_heads, self.head_dim, self.value_head_dim)
         recurrence = delta_rule_flops(self.config.chunk, time, *sizes)
         return memory_flops(self, time, recurrence, inference)
 

@@ -109,15 +109,11 @@ class GatedDeltaProductSequenceMixer(AbstractRecurrentMixer[MemoryState]):
     def __init__(
         self, in_features: int, cfg: GatedDeltaProductSequenceMixerConfig, key: PRNGKeyArray
     ):
-        qkv_key, decay_key, beta_key, gate_key, short_key, rate_key, dt_key, out_key = split(
-            key, 8
-        )
+        qkv_key, beta_key, gate_key, short_key, out_key, *decay_keys = split(key, 8)
         self.config = cfg
         self.in_features = in_features
-        sizes = cfg.num_heads, cfg.head_dim, cfg.num_value_heads
-        sizes = grouped_sizes(in_features, cfg, *sizes)
-        self.num_heads, self.head_dim, self.num_value_heads = sizes
-        self.value_head_dim = cfg.value_head_dim or 2 * self.head_dim
+        sizes = grouped_sizes(in_features, cfg, value_expand=2)
+        self.num_heads, self.head_dim, self.num_value_heads, self.value_head_dim = sizes
         heads, updates = (self.num_value_heads,), cfg.num_householder
         keys, values = self.num_heads * self.head_dim, self.num_value_heads * self.value_head_dim
         channels = keys + updates * (keys + values)
@@ -126,9 +122,11 @@ class GatedDeltaProductSequenceMixer(AbstractRecurrentMixer[MemoryState]):
         self.decay_proj = self.gate_proj = None
         self.log_decay = self.dt_bias = None
         if cfg.forget_gate:
-            self.decay_proj = linear_weight(decay_key, in_features, self.num_value_heads)
-            self.log_decay = jnp.log(uniform(rate_key, heads, 1.0, 16.0))
-            self.dt_bias = step_size_bias(dt_key, heads, cfg.dt_min, cfg.dt_max, cfg.dt_floor)
+            self.decay_proj = linear_weight(decay_keys[0], in_features, self.num_value_heads)
+            self.log_decay = jnp.log(uniform(decay_keys[1], heads, 1.0, 16.0))
+            self.dt_bias = step_size_bias(
+                decay_keys[2], heads, cfg.dt_min, cfg.dt_max, cfg.dt_floor
+            )
         if cfg.output_gate:
             self.gate_proj = linear_weight(gate_key, in_features, values)
         shape = (cfg.short_width, channels)
@@ -166,12 +164,8 @@ class GatedDeltaProductSequenceMixer(AbstractRecurrentMixer[MemoryState]):
         return step_memory(self, self._advance, delta_product_step, state, x, context)
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
-        time, heads, updates = (
-            math.prod(spatial_dims),
-            self.num_value_heads,
-            self.config.num_householder,
-        )
-        sizes = (heads, self.head_dim, self.value_head_dim)
+        time, updates = math.prod(spatial_dims), self.config.num_householder
+        sizes = (self.num_value_heads, self.head_dim, self.value_head_dim)
         correction = delta_rule_flops(updates * self.config.chunk, updates * time, *sizes)
         return memory_flops(self, time, updates * correction, inference)
 

@@ -106,23 +106,21 @@ class KDASequenceMixer(AbstractRecurrentMixer[MemoryState]):
         qkv_key, beta_key, short_key, rate_key, dt_key, out_key, *low_rank_keys = split(key, 10)
         self.config = cfg
         self.in_features = in_features
-        sizes = cfg.num_heads, cfg.head_dim, cfg.num_value_heads
-        sizes = grouped_sizes(in_features, cfg, *sizes)
-        self.num_heads, self.head_dim, self.num_value_heads = sizes
-        self.value_head_dim = rank = cfg.value_head_dim or self.head_dim
-        channels, values = self.num_value_heads * self.head_dim, self.num_value_heads * rank
+        sizes = grouped_sizes(in_features, cfg, value_expand=1)
+        self.num_heads, self.head_dim, self.num_value_heads, self.value_head_dim = sizes
+        decays = (self.num_value_heads, self.head_dim)
+        rank, values = self.value_head_dim, self.num_value_heads * self.value_head_dim
         mixed = 2 * self.num_heads * self.head_dim + values
         self.qkv_proj = linear_weight(qkv_key, in_features, mixed)
         self.decay_down_proj = linear_weight(low_rank_keys[0], in_features, rank)
-        self.decay_up_proj = linear_weight(low_rank_keys[1], rank, channels)
+        self.decay_up_proj = linear_weight(low_rank_keys[1], rank, math.prod(decays))
         self.beta_proj = linear_weight(beta_key, in_features, self.num_value_heads)
         self.gate_down_proj = linear_weight(low_rank_keys[2], in_features, rank)
         self.gate_up_proj = linear_weight(low_rank_keys[3], rank, values)
         shape = (cfg.short_width, mixed)
         self.short_weight = normal(short_key, shape, 1 / math.sqrt(cfg.short_width))
         self.log_decay = jnp.log(uniform(rate_key, (self.num_value_heads,), 1.0, 16.0))
-        shape = (self.num_value_heads, self.head_dim)
-        self.dt_bias = step_size_bias(dt_key, shape, cfg.dt_min, cfg.dt_max, cfg.dt_floor)
+        self.dt_bias = step_size_bias(dt_key, decays, cfg.dt_min, cfg.dt_max, cfg.dt_floor)
         self.norm_weight = constant(1, (self.value_head_dim,))
         self.out_proj = linear_weight(out_key, values, in_features)
 
@@ -156,8 +154,8 @@ class KDASequenceMixer(AbstractRecurrentMixer[MemoryState]):
         return step_memory(self, self._advance, delta_rule_step, state, x, context)
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
-        time, heads = math.prod(spatial_dims), self.num_value_heads
-        sizes = (heads, self.head_dim, self.value_head_dim)
+        time = math.prod(spatial_dims)
+        sizes = (self.num_value_heads, self.head_dim, self.value_head_dim)
         recurrence = delta_rule_flops(self.config.chunk, time, *sizes)
         return memory_flops(self, time, recurrence, inference)
 

@@ -87,18 +87,16 @@ def require_memory(cfg: AbstractConfig) -> None:
 
 
 def grouped_sizes(
-    in_features: int,
-    cfg: AbstractConfig,
-    heads: int | None,
-    head: int | None,
-    value_heads: int | None,
-) -> tuple[int, int, int]:
-    """Heads of keys, the size of one, and heads of values, where the config may have left any open."""
+    in_features: int, cfg: AbstractConfig, value_expand: int
+) -> tuple[int, int, int, int]:
+    """Heads of keys and their size, heads of values and theirs: by default `value_expand` times it."""
+    names = ("num_heads", "head_dim", "num_value_heads", "value_head_dim")
+    heads, head, value_heads, value = (getattr(cfg, name) for name in names)
     heads, head = head_sizes(in_features, cfg, heads, head)
     value_heads = value_heads or heads
     law = f"`num_value_heads` to be a multiple of its {heads} heads"
     require_width(value_heads % heads == 0, cfg, in_features, law)
-    return heads, head, value_heads
+    return heads, head, value_heads, value or value_expand * head
 
 
 def unit(x: Float[Array, "*shape head"]) -> Float[Array, "*shape head"]:

@@ -184,21 +184,19 @@ class RWKV7SequenceMixer(AbstractRecurrentMixer[MemoryState]):
         """One position or many, by the ops given for that."""
         mix = self.shift_mix.astype(accumulation_dtype(x.dtype))
         taps = jnp.stack([mix, 1 - mix], axis=1)
-        shift = lambda taps: convolve(x, taps, None, state.short)
-        short, (for_r, for_w, for_k, for_v, for_a, for_g) = jax.vmap(shift, out_axes=(None, 0))(
-            taps
-        )
+        shift = jax.vmap(lambda taps: convolve(x, taps, None, state.short), out_axes=(None, 0))
+        short, (for_r, for_w, for_k, for_v, for_a, for_g) = shift(taps)
+        decay = linear(jnp.tanh(linear(for_w, self.decay_down_proj)), self.decay_up_proj)
+        decay = -math.exp(-0.5) * _sigmoid(decay, self.decay_bias)
         rate = linear(linear(for_a, self.rate_down_proj), self.rate_up_proj)
-        rate = jax.nn.sigmoid(_add(rate, self.rate_bias))
+        rate = _sigmoid(rate, self.rate_bias)
         r, v = linear(for_r, self.query_proj), linear(for_v, self.value_proj)
         removed, k = self._keys(linear(for_k, self.key_proj), rate)
-        decay = linear(jnp.tanh(linear(for_w, self.decay_down_proj)), self.decay_up_proj)
-        decay = -math.exp(-0.5) * jax.nn.sigmoid(_add(decay, self.decay_bias))
         r, k, v, rate, decay = (split_heads(z, self.num_heads) for z in (r, k, v, rate, decay))
-        inputs = (r, k, v, -removed, removed * rate, decay)
-        memory, y = remember(state.memory, *inputs)
-        gate = jax.nn.sigmoid(linear(for_g, self.gate_down_proj))
-        y = self._readout(y, r, k, v) * linear(gate, self.gate_up_proj)
+        inputs = (z.astype(x.dtype) for z in (r, k, v, -removed, removed * rate))
+        memory, y = remember(state.memory, *inputs, decay)
+        gate = linear(jax.nn.sigmoid(linear(for_g, self.gate_down_proj)), self.gate_up_proj)
+        y = self._readout(y, r, k, v) * gate
         return MemoryState(short, memory), linear(y.astype(x.dtype), self.out_proj)
 
     def _keys(
@@ -228,9 +226,9 @@ def _rank(factor: float, features: int) -> int:
     return min(features, max(32, 32 * round(factor * math.sqrt(features) / 32)))
 
 
-def _add(
+def _sigmoid(
     logits: Float[Array, "*shape"], bias: Float[Array, " channels"]
 ) -> Float[Array, "*shape"]:
-    """In at least float32."""
+    """σ(logits + bias), in at least float32."""
     wide = upcast(logits)
-    return wide + bias.astype(wide.dtype)
+    return jax.nn.sigmoid(wide + bias.astype(wide.dtype))
