@@ -116,10 +116,10 @@ CASES = [
         leak=FFT_LEAK,
     ),
     MixerCase("identity", lx.IdentitySequenceMixerConfig(), free=True),
-    MixerCase(
+    MixerCase(  # the norm of three values can be tiny, and dividing by it magnify bfloat16's rounding
         "kda",
         lx.KDASequenceMixerConfig(
-            2, num_value_heads=4, value_head_dim=3, negative_eigenvalues=True, chunk=5
+            2, num_value_heads=4, value_head_dim=6, negative_eigenvalues=True, chunk=5
         ),
     ),
     MixerCase("linoss", lx.LinOSSSequenceMixerConfig(8, discretization="IM", damping=False)),
