@@ -116,7 +116,7 @@ CASES = [
         leak=FFT_LEAK,
     ),
     MixerCase("identity", lx.IdentitySequenceMixerConfig(), free=True),
-    MixerCase(  # the norm of three values can be tiny, and dividing by it magnify bfloat16's rounding
+    MixerCase(  # of fewer values, all can be small, and their norm then magnifies bfloat16's rounding
         "kda",
         lx.KDASequenceMixerConfig(
             2, num_value_heads=4, value_head_dim=6, negative_eigenvalues=True, chunk=5
