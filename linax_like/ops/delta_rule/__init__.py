@@ -16,6 +16,7 @@ from ...precision import accumulation_dtype
 from ..matrix_memory import forget, over_shards
 from ..rows import blank
 from ..varying import vary_together
+from .channels import channelwise_delta_rule
 from .reference import delta_rule_step as delta_rule_step, sequential_delta_rule
 
 
@@ -69,6 +70,8 @@ def delta_rule(
     state, q, k, v, beta, log_decay = vary_together(state, q, k, v, beta, log_decay)
 
     def advance(state, v):
+        if log_decay is not None and log_decay.ndim == 3 and backend != "reference":
+            return channelwise_delta_rule(state, q, k, v, beta, log_decay, chunk)
         return sequential_delta_rule(state, q, k, v, beta, log_decay)
 
     return advance(state, v) if axis_name is None else over_shards(advance, state, v, axis_name)
