@@ -8,7 +8,6 @@ of its q and k with the decays between them,
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..decayed_scores import decayed_scores, dot
