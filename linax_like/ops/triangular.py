@@ -1,23 +1,20 @@
-"""The inverse of a unit triangular matrix, by products of matrices.
+"""Unit triangular systems: the inverse by rows, and of what is larger by halves.
 
     ⎡A  0⎤⁻¹   ⎡   A⁻¹      0 ⎤
     ⎣C  B⎦   = ⎣-B⁻¹ C A⁻¹  B⁻¹⎦
 
-All blocks of one size are inverted together, so that there are as many steps as doublings.
+A CPU has no use for halves before the rows leave its cache: they cost compile time. An accelerator
+has: all halves of one size are inverted together, so that there are few steps.
 """
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from ..precision import upcast
 
-
-# Larger matrices are halved. Smaller ones are cheaper whole than in halves.
-_SMALL = 8
 
 _product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -28,48 +25,95 @@ def unit_triangular_inverse(lower: Float[Array, "*batch n n"]) -> Float[Array, "
 
     Nothing else of `lower` is looked at. The gradient needs the inverse alone: d(X⁻¹) = -X⁻¹ dX X⁻¹.
     """
-    return _inverse(upcast(lower))
+    return _inverse(lower)
 
 
-def _forward(lower):
-    inverse = unit_triangular_inverse(lower)
-    return inverse, (inverse, jnp.zeros((0,), lower.dtype))
+def _inverse_forward(lower):
+    inverse = _inverse(lower)
+    return inverse, (inverse, _no_elements_of(lower))
 
 
-def _backward(residuals, d_inverse):
+def _inverse_backward(residuals, d_inverse):
     inverse, like = residuals
-    transposed = inverse.mT
-    d_lower = -_product(_product(transposed, d_inverse), transposed)
-    return (jnp.tril(d_lower, -1).astype(like.dtype),)
+    d_lower = _product(_product(inverse.mT, d_inverse), inverse.mT)
+    return (_below_diagonal(-d_lower).astype(like.dtype),)
 
 
-unit_triangular_inverse.defvjp(_forward, _backward)
+unit_triangular_inverse.defvjp(_inverse_forward, _inverse_backward)
+
+
+@jax.custom_vjp
+def unit_triangular_solve(
+    lower: Float[Array, "*batch n n"], right: Float[Array, "*batch n m"]
+) -> Float[Array, "*batch n m"]:
+    """`unit_triangular_inverse(lower) @ right`; its gradient takes two products rather than four."""
+    return _solve_forward(lower, right)[0]
+
+
+def _solve_forward(lower, right):
+    inverse = _inverse(lower)
+    x = _product(inverse, upcast(right))
+    return x, (inverse, x, _no_elements_of(lower), _no_elements_of(right))
+
+
+def _solve_backward(residuals, dx):
+    inverse, x, lower, right = residuals
+    d_right = _product(inverse.mT, dx)
+    d_lower = _below_diagonal(-_product(d_right, x.mT))
+    return d_lower.astype(lower.dtype), d_right.astype(right.dtype)
+
+
+unit_triangular_solve.defvjp(_solve_forward, _solve_backward)
+
+
+def _no_elements_of(x):
+    """What tells the gradient the dtype."""
+    return jnp.zeros((0,), x.dtype)
+
+
+def _below_diagonal(x):
+    return jnp.tril(x, -1)
 
 
 def _inverse(lower):
-    size = lower.shape[-1]
-    if size <= _SMALL:
-        return _inverse_whole(lower)
-    if size % 2:
-        padded = jnp.pad(lower, ((0, 0),) * (lower.ndim - 2) + ((0, 1), (0, 1)))
-        return _inverse(padded)[..., :size, :size]
-    first, second = slice(size // 2), slice(size // 2, size)
-    blocks = jnp.stack([lower[..., first, first], lower[..., second, second]])
-    a, b = _inverse(blocks)
-    c = -_product(_product(b, lower[..., second, first]), a)
-    above = jnp.concatenate([a, jnp.zeros_like(a)], axis=-1)
-    return jnp.concatenate([above, jnp.concatenate([c, b], axis=-1)], axis=-2)
+    lower = _below_diagonal(upcast(lower))[..., None, :, :]
+    inverse = jax.lax.platform_dependent(
+        lower, cpu=partial(_by_halves, largest=64), default=partial(_by_halves, largest=16)
+    )
+    return inverse[..., 0, :, :]
 
 
-def _inverse_whole(lower):
-    """The same formula, in place of blocks with zeros elsewhere."""
-    row, column = np.indices(lower.shape[-2:])
-    inverse = jnp.broadcast_to(jnp.eye(len(row), dtype=lower.dtype), lower.shape)
-    size = 1
-    while size < len(row):
-        pair = row // (2 * size) == column // (2 * size)
-        left_below = pair & (row // size > column // size)
-        c = jnp.where(left_below, lower, 0.0)
-        inverse = inverse - (c if size == 1 else _product(_product(inverse, c), inverse))
-        size *= 2
-    return inverse
+def _by_halves(lower, largest):
+    """The inverses of (…, blocks, n, n)."""
+    blocks, size = lower.shape[-3:-1]
+    if size <= largest:
+        return _by_rows(lower)
+    half = (size + 1) // 2
+    # An odd size gets a row and a column more, which are the identity's.
+    to_even = [(0, 0)] * (lower.ndim - 2) + [(0, 2 * half - size)] * 2
+    lower = jnp.pad(lower, to_even)
+    diagonal = [lower[..., :half, :half], lower[..., half:, half:]]
+    inverses = _by_halves(jnp.concatenate(diagonal, axis=-3), largest)
+    a, b = inverses[..., :blocks, :, :], inverses[..., blocks:, :, :]
+    c = -_product(_product(b, lower[..., half:, :half]), a)
+    inverse = _placed(a, 0, 0) + _placed(b, half, half) + _placed(c, half, 0)
+    return inverse[..., :size, :size]
+
+
+def _placed(block, row, column):
+    """The block in a matrix of zeros of twice its size."""
+    around = [(offset, block.shape[-1] - offset, 0) for offset in (row, column)]
+    no_padding = [(0, 0, 0)] * (block.ndim - 2)
+    return jax.lax.pad(block, jnp.zeros((), block.dtype), [*no_padding, *around])
+
+
+def _by_rows(lower):
+    """Row i of the inverse is that of the identity, without what `lower` takes from those above."""
+    identity = jnp.eye(lower.shape[-1], dtype=lower.dtype)
+
+    def add_row(inverse, i):
+        here, one = (jax.lax.dynamic_slice_in_dim(x, i, 1, axis=-2) for x in (lower, identity))
+        row = one - _product(here, inverse)
+        return jax.lax.dynamic_update_slice_in_dim(inverse, row, i, axis=-2), None
+
+    return jax.lax.scan(add_row, jnp.zeros_like(lower), jnp.arange(len(identity)))[0]

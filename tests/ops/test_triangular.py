@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.linalg import solve_triangular
 
-from linax_like.ops.triangular import unit_triangular_inverse
+from linax_like.ops.triangular import unit_triangular_inverse, unit_triangular_solve
 
 
 inverse = jax.jit(unit_triangular_inverse)
@@ -20,11 +20,23 @@ def exact(lower):
     return rows
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 8, 13, 34, 64])
+@pytest.mark.parametrize("size", [1, 2, 17, 64, 67, 130])
 def test_any_size(size):
+    """Nothing on the diagonal or above it matters."""
     lower = np.random.default_rng(size).standard_normal((2, 3, size, size)) / np.sqrt(size)
+    lower[..., *np.triu_indices(size)] = np.nan
     with jax.enable_x64():
         np.testing.assert_allclose(inverse(lower), exact(lower), rtol=1e-12, atol=1e-12)
+
+
+def test_accelerators_compute_the_same():
+    """Compiled here for the CPU, and batched twice."""
+    lower = np.random.default_rng(0).standard_normal((2, 3, 2, 35, 35)) / 6
+    with jax.enable_x64(), pytest.MonkeyPatch.context() as patch:
+        choose = lambda *operands, cpu, default: default(*operands)
+        patch.setattr(jax.lax, "platform_dependent", choose)
+        got = jax.jit(jax.vmap(jax.vmap(lambda x: unit_triangular_inverse(x))))(lower)
+    np.testing.assert_allclose(got, exact(lower), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("beta", [1.0, 2.0])
@@ -42,18 +54,27 @@ def test_accuracy_with_unit_keys(spread, beta):
     assert error <= max(10 * np.abs(substitution - expected).max(), 1e-6)
 
 
-def test_gradient():
+def test_gradients():
+    """Of a system by central differences, and the inverse's as that of a system with the identity."""
     rng = np.random.default_rng(0)
-    lower, weight = rng.standard_normal((2, 11, 11)) / 3
-    loss = lambda lower: jnp.sum(unit_triangular_inverse(lower) * weight)
+    lower, weight, right = rng.standard_normal((3, 11, 11)) / 3
+    value = lambda lower, right: np.sum(exact(lower) @ right * weight)
+    loss = lambda lower, right: jnp.sum(unit_triangular_solve(lower, right) * weight)
+    other = lambda lower: jnp.sum(unit_triangular_inverse(lower) * weight)
     with jax.enable_x64():
-        grad = np.asarray(jax.jit(jax.grad(loss))(lower))
-    assert not np.triu(grad).any()
-    for index in zip(*np.tril_indices(11, -1), strict=True):
+        got, grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(lower, right)
+        d_system = jax.jit(jax.grad(loss))(lower, jnp.eye(11))
+        np.testing.assert_allclose(
+            jax.jit(jax.grad(other))(lower), d_system, rtol=1e-10, atol=1e-12
+        )
+    np.testing.assert_allclose(got, value(lower, right), rtol=1e-12)
+    for index in np.ndindex(11, 11):
         step = np.zeros_like(lower)
         step[index] = 1e-6
-        change = exact(lower + step) - exact(lower - step)
-        np.testing.assert_allclose(grad[index], np.sum(change * weight) / 2e-6, atol=1e-6)
+        d_lower = (value(lower + step, right) - value(lower - step, right)) / 2e-6
+        d_right = (value(lower, right + step) - value(lower, right - step)) / 2e-6
+        np.testing.assert_allclose(grads[0][index], d_lower, atol=1e-6)
+        np.testing.assert_allclose(grads[1][index], d_right, atol=1e-6)
 
 
 def test_the_gradient_stores_the_inverse_alone():
