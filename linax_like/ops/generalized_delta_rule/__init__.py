@@ -36,7 +36,7 @@ def generalized_delta_rule(
     resets: Bool[Array, " time"] | None = None,
     mask: Bool[Array, " time"] | None = None,
     axis_name: str | None = None,
-    chunk: int = 64,
+    chunk: int = 32,
     backend: Backend | None = None,
 ) -> tuple[Float[Array, "heads key value"], Float[Array, "time heads value"]]:
     """The state after all positions, in at least float32, and the outputs in the dtype of `v`.
