@@ -17,6 +17,7 @@ from ..matrix_memory import forget, over_shards
 from ..rows import blank
 from ..varying import vary_together
 from .reference import delta_rule_step as delta_rule_step, sequential_delta_rule
+from .xla import chunked_delta_rule
 
 
 Backend = Literal["reference", "xla"]
@@ -69,6 +70,8 @@ def delta_rule(
     state, q, k, v, beta, log_decay = vary_together(state, q, k, v, beta, log_decay)
 
     def advance(state, v):
-        return sequential_delta_rule(state, q, k, v, beta, log_decay)
+        if backend == "reference" or (log_decay is not None and log_decay.ndim == 3):
+            return sequential_delta_rule(state, q, k, v, beta, log_decay)
+        return chunked_delta_rule(state, q, k, v, beta, log_decay, chunk)
 
     return advance(state, v) if axis_name is None else over_shards(advance, state, v, axis_name)
