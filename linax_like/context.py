@@ -1,6 +1,6 @@
 """`SequenceContext`: what is known about a sequence beside its values."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -101,6 +101,10 @@ class SequenceContext(eqx.Module):
             return jnp.zeros(self.segment_ids.shape, bool)
         new = self.segment_ids != self.previous_segment_ids()
         return new if self.mask is None else new & self.mask
+
+    def rules(self) -> dict[str, Any]:
+        """What ops need to know of documents, padding and devices."""
+        return {"resets": self.resets(), "mask": self.mask, "axis_name": self.axis_name}
 
     def positions_from(self, offset: Int[Array, ""], length: int) -> Int[Array, " time"]:
         """`positions` if given; else each position's count within its document.

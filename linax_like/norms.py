@@ -96,6 +96,17 @@ def divide_by_rms(
     return wide * jax.lax.rsqrt(mean_square + eps)
 
 
+def divide_by_norm(
+    x: Float[Array, "*shape features"], eps: float
+) -> Float[Array, "*shape features"]:
+    """`x / √(Σ x² + ε)` over the last axis, in at least float32.
+
+    Zero stays zero, and its gradient finite.
+    """
+    wide = upcast(x)
+    return wide * jax.lax.rsqrt(jnp.sum(wide * wide, axis=-1, keepdims=True) + eps)
+
+
 class LayerNorm(AbstractNorm):
     """Standardise, then scale and shift. Nothing is random: the key is not used."""
 

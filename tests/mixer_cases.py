@@ -73,6 +73,18 @@ CASES = [
         lx.CentaurusSequenceMixerConfig("full", sub_state_dim=2, discretization="bilinear"),
         leak=FFT_LEAK,
     ),
+    MixerCase(
+        "delta_net",
+        lx.DeltaNetSequenceMixerConfig(
+            2,
+            head_dim=4,
+            num_value_heads=4,
+            value_head_dim=3,
+            negative_eigenvalues=True,
+            output_gate=True,
+            chunk=5,
+        ),
+    ),
     MixerCase("hgrn", lx.HGRNSequenceMixerConfig(2, lower_bound=0.3)),
     MixerCase(
         "hyena",

@@ -30,7 +30,7 @@ def unit_triangular_inverse(lower: Float[Array, "*batch n n"]) -> Float[Array, "
 
 def _inverse_forward(lower):
     inverse = _inverse(lower)
-    return inverse, (inverse, _no_elements_of(lower))
+    return inverse, (inverse, jnp.zeros((0,), lower.dtype))
 
 
 def _inverse_backward(residuals, d_inverse):
@@ -44,31 +44,29 @@ unit_triangular_inverse.defvjp(_inverse_forward, _inverse_backward)
 
 @jax.custom_vjp
 def unit_triangular_solve(
-    lower: Float[Array, "*batch n n"], right: Float[Array, "*batch n m"]
+    lower: Float[Array, "*batch n n"],
+    inverse: Float[Array, "*batch n n"],
+    right: Float[Array, "*batch n m"],
 ) -> Float[Array, "*batch n m"]:
-    """`unit_triangular_inverse(lower) @ right`; its gradient takes two products rather than four."""
-    return _solve_forward(lower, right)[0]
+    """`inverse @ right`, all in one dtype, with the gradient by `lower` rather than by its inverse.
+
+    That takes two products, and not four. `inverse` is a constant in it.
+    """
+    return _product(inverse, right)
 
 
-def _solve_forward(lower, right):
-    inverse = _inverse(lower)
-    x = _product(inverse, upcast(right))
-    return x, (inverse, x, _no_elements_of(lower), _no_elements_of(right))
+def _solve_forward(lower, inverse, right):
+    x = _product(inverse, right)
+    return x, (inverse, x)
 
 
 def _solve_backward(residuals, dx):
-    inverse, x, lower, right = residuals
+    inverse, x = residuals
     d_right = _product(inverse.mT, dx)
-    d_lower = _below_diagonal(-_product(d_right, x.mT))
-    return d_lower.astype(lower.dtype), d_right.astype(right.dtype)
+    return _below_diagonal(-_product(d_right, x.mT)), jnp.zeros_like(inverse), d_right
 
 
 unit_triangular_solve.defvjp(_solve_forward, _solve_backward)
-
-
-def _no_elements_of(x):
-    """What tells the gradient the dtype."""
-    return jnp.zeros((0,), x.dtype)
 
 
 def _below_diagonal(x):

@@ -17,6 +17,11 @@ from .centaurus import (
     CentaurusSequenceMixer as CentaurusSequenceMixer,
     CentaurusSequenceMixerConfig as CentaurusSequenceMixerConfig,
 )
+from .delta_net import (
+    DeltaNetSequenceMixer as DeltaNetSequenceMixer,
+    DeltaNetSequenceMixerConfig as DeltaNetSequenceMixerConfig,
+    DeltaNetState as DeltaNetState,
+)
 from .hgrn import (
     HGRNSequenceMixer as HGRNSequenceMixer,
     HGRNSequenceMixerConfig as HGRNSequenceMixerConfig,

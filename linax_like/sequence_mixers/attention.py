@@ -34,6 +34,7 @@ from .base import (
     refuse_axis_name,
     require_causal,
 )
+from .heads import head_sizes, require_width
 from .padding import compact, reorder
 
 
@@ -293,34 +294,16 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
 
 def _head_sizes(in_features: int, cfg: AttentionSequenceMixerConfig) -> tuple[int, int, int]:
     """The numbers of heads and of kv heads, and the size of a head."""
-    heads, head = cfg.num_heads, cfg.head_dim
-    if heads is None and head is None:
-        head = math.gcd(in_features, 64)
-        _require(head >= 8, cfg, in_features, "a width that is a multiple of 8, or `num_heads`")
-    if heads is None:
-        assert head is not None
-        _require(in_features % head == 0, cfg, in_features, "a width that `head_dim` divides")
-        heads = in_features // head
-    if head is None:
-        _require(in_features % heads == 0, cfg, in_features, "a width that `num_heads` divides")
-        head = in_features // heads
+    heads, head = head_sizes(in_features, cfg, cfg.num_heads, cfg.head_dim)
     kv_heads = heads if cfg.num_kv_heads is None else cfg.num_kv_heads
-    _require(
-        heads % kv_heads == 0, cfg, in_features, f"`num_kv_heads` to divide the {heads} heads"
-    )
+    law = f"`num_kv_heads` to divide the {heads} heads"
+    require_width(heads % kv_heads == 0, cfg, in_features, law)
     law = f"heads of even size for RoPE, not {head}: another `num_heads`, or `rope_base=None`"
     even = cfg.rope_base is None or _rotary_dim(cfg, head) % 2 == 0
-    _require(even, cfg, in_features, law)
+    require_width(even, cfg, in_features, law)
     return heads, kv_heads, head
 
 
 def _rotary_dim(cfg: AttentionSequenceMixerConfig, head_dim: int) -> int:
     """How many features of a head RoPE turns."""
     return int(cfg.rope_fraction * head_dim)
-
-
-def _require(
-    condition: bool, cfg: AttentionSequenceMixerConfig, in_features: int, needed: str
-) -> None:
-    if not condition:
-        raise ValueError(f"`{cfg}` needs {needed}. Received in_features={in_features}.")

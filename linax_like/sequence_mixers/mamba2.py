@@ -150,11 +150,7 @@ class Mamba2SequenceMixer(AbstractRecurrentMixer[Mamba2State]):
         self, state: Mamba2State, x: Signal, *, context: SequenceContext | None = None
     ) -> tuple[Mamba2State, Signal]:
         x, context = enter(self, x, context)
-        rules = {
-            "resets": context.resets(),
-            "mask": context.mask,
-            "axis_name": context.axis_name,
-        }
+        rules = context.rules()
         gate, mixed, dt = self._project(x)
         weight, bias = self.short_weight, self.short_bias
         short, mixed = short_conv(mixed, weight, bias, state.short, **rules)

@@ -161,7 +161,7 @@ class RGLRUSequenceMixer(AbstractRecurrentMixer[RGLRUState]):
         x, context = enter(self, x, context)
         if len(x) == 0:
             return state, x
-        rules = {"resets": context.resets(), "mask": context.mask, "axis_name": context.axis_name}
+        rules = context.rules()
         weight, bias = self.short_weight, self.short_bias
         short, u = short_conv(self._project(x), weight, bias, state.short, **rules)
         earlier = context.replace(positions=None).positions_from(

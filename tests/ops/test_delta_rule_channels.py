@@ -39,7 +39,7 @@ def test_values_and_gradients(time, option):
 
 def test_the_published_reference():
     def form(q, k, v, log_decay, beta, s0):
-        return delta_rule(q * q.shape[-1] ** -0.5, k, v, beta, log_decay, s0, chunk=8)
+        return delta_rule(q * q.shape[-1] ** -0.5, k, v, beta, log_decay, s0, chunk=4)
 
     checks.check_golden(checks.golden("fla_kda"), form, ("q", "k", "v", "g", "beta"))
 

@@ -38,7 +38,7 @@ def test_values_and_gradients(time, option):
 
 def test_the_published_reference():
     def form(q, k, v, log_decay, s0):
-        return gated_linear_attention(q * q.shape[-1] ** -0.5, k, v, log_decay, s0, chunk=8)
+        return gated_linear_attention(q * q.shape[-1] ** -0.5, k, v, log_decay, s0, chunk=4)
 
     checks.check_golden(checks.golden("fla_gla"), form, ("q", "k", "v", "gk"))
 

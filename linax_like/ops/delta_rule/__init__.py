@@ -18,6 +18,7 @@ from ..rows import blank
 from ..varying import vary_together
 from .channels import channelwise_delta_rule
 from .reference import delta_rule_step as delta_rule_step, sequential_delta_rule
+from .xla import chunked_delta_rule
 
 
 Backend = Literal["reference", "xla"]
@@ -70,8 +71,10 @@ def delta_rule(
     state, q, k, v, beta, log_decay = vary_together(state, q, k, v, beta, log_decay)
 
     def advance(state, v):
-        if log_decay is not None and log_decay.ndim == 3 and backend != "reference":
-            return channelwise_delta_rule(state, q, k, v, beta, log_decay, chunk)
-        return sequential_delta_rule(state, q, k, v, beta, log_decay)
+        if backend == "reference":
+            return sequential_delta_rule(state, q, k, v, beta, log_decay)
+        by_channel = log_decay is not None and log_decay.ndim == 3
+        advance_chunks = channelwise_delta_rule if by_channel else chunked_delta_rule
+        return advance_chunks(state, q, k, v, beta, log_decay, chunk)
 
     return advance(state, v) if axis_name is None else over_shards(advance, state, v, axis_name)

@@ -1,0 +1,55 @@
+"""What mixers with several heads share."""
+
+import math
+
+from jaxtyping import Array, Float
+
+from ..config import AbstractConfig
+from ..norms import divide_by_rms
+
+
+def head_sizes(
+    in_features: int, cfg: AbstractConfig, heads: int | None, head: int | None
+) -> tuple[int, int]:
+    """The number of heads and the size of one, where the config may have left either open.
+
+    They then fill the width: with heads of 64, or the largest smaller power of two.
+    """
+    if heads is None and head is None:
+        head = math.gcd(in_features, 64)
+        require_width(
+            head >= 8, cfg, in_features, "a width that is a multiple of 8, or `num_heads`"
+        )
+    if heads is None:
+        assert head is not None
+        require_width(in_features % head == 0, cfg, in_features, "a width that `head_dim` divides")
+        heads = in_features // head
+    if head is None:
+        require_width(
+            in_features % heads == 0, cfg, in_features, "a width that `num_heads` divides"
+        )
+        head = in_features // heads
+    return heads, head
+
+
+def require_width(condition: bool, cfg: AbstractConfig, in_features: int, needed: str) -> None:
+    if not condition:
+        raise ValueError(f"`{cfg}` needs {needed}. Received in_features={in_features}.")
+
+
+def split_heads(
+    x: Float[Array, "*time heads_head"], heads: int
+) -> Float[Array, "*time heads head"]:
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+
+def join_heads(x: Float[Array, "*time heads head"]) -> Float[Array, "*time heads_head"]:
+    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+
+
+def norm_of_heads(
+    y: Float[Array, "*time heads head"], weight: Float[Array, " head"], eps: float
+) -> Float[Array, "*time heads_head"]:
+    """RMSNorm of every head, with the same weight, in at least float32."""
+    normal = divide_by_rms(y, eps)
+    return join_heads(normal * weight.astype(normal.dtype))
