@@ -68,22 +68,23 @@ def test_what_it_uses(key):
 def test_the_length_is_that_of_the_last_document(key):
     """Without padding, before which it stands still."""
     mixer, x = FIXED.build(8, key), jnp.asarray(X, jnp.float32)
-    ids, real = (
-        jnp.array([5] * 4 + [7] * 7),
-        jnp.array([True] * 2 + [False] * 3 + [True] * 3 + [False] * 3),
-    )
-    length = lambda **context: (
-        mixer.prefill(
-            mixer.init_state(11)._replace(length=jnp.int32(20)),
-            x,
-            context=lx.SequenceContext(**context),
-        )[0].length
-    )
-    assert length() == 31
-    assert length(mask=real) == 25
-    assert length(mask=jnp.zeros(11, bool)) == 20
-    assert length(segment_ids=ids) == 7
-    assert length(segment_ids=ids, mask=real) == 3
+    start = mixer.init_state(11)._replace(length=jnp.int32(20))
+    one, two = np.zeros(11, np.int32), np.repeat(np.int32([5, 7]), [4, 7])
+    every, some, none = np.ones(11, bool), np.arange(11) % 5 < 2, np.zeros(11, bool)
+
+    @eqx.filter_jit
+    def length(ids, mask):
+        context = lx.SequenceContext(segment_ids=ids, mask=mask)
+        return mixer.prefill(start, x, context=context)[0].length
+
+    for ids, mask, expected in (
+        (one, every, 31),
+        (one, some, 25),
+        (one, none, 20),
+        (two, every, 7),
+    ):
+        assert length(jnp.asarray(ids), jnp.asarray(mask)) == expected
+    assert length(jnp.asarray(two), jnp.asarray(some)) == 3
 
 
 @pytest.mark.parametrize(
