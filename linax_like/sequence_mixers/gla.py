@@ -31,6 +31,7 @@ from .heads import (
     key_and_value_sizes,
     linear_attention_flops,
     norm_of_heads,
+    projection_flops,
     split_heads,
     split_qkv,
 )
@@ -174,17 +175,9 @@ class GLASequenceMixer(AbstractRecurrentMixer[GLAState]):
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time = math.prod(spatial_dims)
-        weights = (
-            self.qkv_proj,
-            self.decay_in_proj,
-            self.decay_out_proj,
-            self.gate_proj,
-            self.short_weight,
-            self.out_proj,
-        )
-        projections = sum(2 * weight.size for weight in weights if weight is not None)
         sizes = min(self.config.chunk, time), self.head_dim, self.value_head_dim
-        forward = time * (projections + self.num_value_heads * linear_attention_flops(*sizes))
+        heads = self.num_value_heads * linear_attention_flops(*sizes)
+        forward = time * (projection_flops(self) + heads)
         return forward if inference else 3 * forward
 
     def _advance(

@@ -2,6 +2,8 @@
 
 import math
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -77,6 +79,11 @@ def norm_of_heads(
     """RMSNorm of every head, with the same weight, in at least float32."""
     normal = divide_by_rms(y, eps)
     return join_heads(normal * weight.astype(normal.dtype))
+
+
+def projection_flops(mixer: eqx.Module) -> int:
+    """Of all matrices and short convolutions, at one position."""
+    return sum(2 * leaf.size for leaf in jax.tree.leaves(mixer) if leaf.ndim == 2)
 
 
 def linear_attention_flops(chunk: int, key: int, value: int) -> int:

@@ -39,7 +39,13 @@ from ..ops.ssd import ssd, ssd_step
 from ..precision import accumulation_dtype, linear, upcast
 from ..types import Frame, Signal
 from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
-from .heads import join_heads, key_and_value_sizes, linear_attention_flops, split_heads
+from .heads import (
+    join_heads,
+    key_and_value_sizes,
+    linear_attention_flops,
+    projection_flops,
+    split_heads,
+)
 
 
 # The least divisor. Gates capped at 15 do not reach it: e^-15 is larger.
@@ -185,18 +191,8 @@ class MLSTMSequenceMixer(AbstractRecurrentMixer[MLSTMState]):
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time = math.prod(spatial_dims)
-        weights = (
-            self.qk_proj,
-            self.v_proj,
-            self.input_gate_proj,
-            self.forget_gate_proj,
-            self.gate_proj,
-            self.short_weight,
-            self.out_proj,
-        )
-        projections = sum(2 * weight.size for weight in weights if weight is not None)
         sizes = min(self.config.chunk, time), self.head_dim, self.value_head_dim + 1
-        forward = time * (projections + self.num_heads * linear_attention_flops(*sizes))
+        forward = time * (projection_flops(self) + self.num_heads * linear_attention_flops(*sizes))
         return forward if inference else 3 * forward
 
     def _advance(

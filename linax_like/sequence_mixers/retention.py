@@ -30,7 +30,14 @@ from ..positions import rope
 from ..precision import accumulation_dtype, linear, upcast
 from ..types import Frame, Signal
 from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
-from .heads import head_sizes, linear_attention_flops, norm_of_heads, require_width, split_qkv
+from .heads import (
+    head_sizes,
+    linear_attention_flops,
+    norm_of_heads,
+    projection_flops,
+    require_width,
+    split_qkv,
+)
 
 
 @dataclass(frozen=True)
@@ -176,10 +183,9 @@ class RetentionSequenceMixer(AbstractRecurrentMixer[RetentionState]):
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time = math.prod(spatial_dims)
-        weights = (self.qkv_proj, self.decay_proj, self.gate_proj, self.out_proj)
-        projections = sum(2 * weight.size for weight in weights if weight is not None)
         sizes = min(self.config.chunk, time), self.head_dim, self.value_head_dim
-        forward = time * (projections + self.num_value_heads * linear_attention_flops(*sizes))
+        heads = self.num_value_heads * linear_attention_flops(*sizes)
+        forward = time * (projection_flops(self) + heads)
         return forward if inference else 3 * forward
 
     def _advance(
