@@ -107,6 +107,14 @@ def divide_by_norm(
     return wide * jax.lax.rsqrt(jnp.sum(wide * wide, axis=-1, keepdims=True) + eps)
 
 
+def standardize(x: Float[Array, "*shape features"], eps: float) -> Float[Array, "*shape features"]:
+    """`(x - mean(x)) / √(var(x) + ε)` over the last axis, in at least float32."""
+    wide = upcast(x)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + eps)
+
+
 class LayerNorm(AbstractNorm):
     """Standardise, then scale and shift. Nothing is random: the key is not used."""
 
@@ -122,9 +130,7 @@ class LayerNorm(AbstractNorm):
         self.bias = constant(0, (in_features,)) if cfg.use_bias else None
 
     def __call__(self, x: Float[Array, "*shape features"]) -> Float[Array, "*shape features"]:
-        wide = upcast(x)
-        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + self.config.eps) * self.weight.astype(wide.dtype)
-        y = y if self.bias is None else y + self.bias.astype(wide.dtype)
+        y = standardize(x, self.config.eps)
+        y = y * self.weight.astype(y.dtype)
+        y = y if self.bias is None else y + self.bias.astype(y.dtype)
         return y.astype(x.dtype)

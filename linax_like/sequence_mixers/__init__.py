@@ -22,6 +22,11 @@ from .delta_net import (
     DeltaNetSequenceMixerConfig as DeltaNetSequenceMixerConfig,
     DeltaNetState as DeltaNetState,
 )
+from .gla import (
+    GLASequenceMixer as GLASequenceMixer,
+    GLASequenceMixerConfig as GLASequenceMixerConfig,
+    GLAState as GLAState,
+)
 from .hgrn import (
     HGRNSequenceMixer as HGRNSequenceMixer,
     HGRNSequenceMixerConfig as HGRNSequenceMixerConfig,
@@ -64,6 +69,16 @@ from .min_gru import (
 from .min_lstm import (
     MinLSTMSequenceMixer as MinLSTMSequenceMixer,
     MinLSTMSequenceMixerConfig as MinLSTMSequenceMixerConfig,
+)
+from .mlstm import (
+    MLSTMSequenceMixer as MLSTMSequenceMixer,
+    MLSTMSequenceMixerConfig as MLSTMSequenceMixerConfig,
+    MLSTMState as MLSTMState,
+)
+from .retention import (
+    RetentionSequenceMixer as RetentionSequenceMixer,
+    RetentionSequenceMixerConfig as RetentionSequenceMixerConfig,
+    RetentionState as RetentionState,
 )
 from .rg_lru import (
     RGLRUSequenceMixer as RGLRUSequenceMixer,
