@@ -130,6 +130,21 @@ class SequenceContext(eqx.Module):
             start = jnp.maximum(start, jnp.max(jnp.where(earlier, starts, -offset)))
         return (count - start).astype(jnp.int32)
 
+    def last(self, values: PyTree[Array], before: PyTree[Array]) -> PyTree[Array]:
+        """`values` at the last real position, on whichever device it is; `before` if there is none."""
+        length = jax.tree.leaves(values)[0].shape[0]
+        if length == 0:
+            return before
+        real = jnp.ones((length,), bool) if self.mask is None else self.mask
+        last = jnp.max(jnp.where(real, jnp.arange(length, dtype=jnp.int32), -1))
+        found, end = last >= 0, jax.tree.map(lambda value: value[last], values)
+        if self.axis_name is not None:  # the last device with a real position knows
+            found, ends = jax.lax.all_gather((found, end), self.axis_name)
+            last = jnp.max(jnp.where(found, jnp.arange(found.size), -1))
+            found, end = found.any(), jax.tree.map(lambda value: value[last], ends)
+        pick = lambda end, before: jnp.where(found, end, before).astype(before.dtype)
+        return jax.tree.map(pick, end, before)
+
 
 class Cursor(NamedTuple):
     """Where a sequence stands between two chunks. The stack's state holds the one there is.
@@ -156,20 +171,10 @@ def advance(
     counted = context.replace(positions=None).positions_from(cursor.position, length)
     if context.positions is None:
         context = context.replace(positions=counted)
-    if length == 0:
-        return cursor, context
-    mask = context.mask
-    real = jnp.ones((length,), bool) if mask is None else mask
-    last = jnp.max(jnp.where(real, jnp.arange(length, dtype=jnp.int32), -1))
     ids = context.segment_ids
-    end = Cursor(counted[last] + 1, cursor.segment_id if ids is None else ids[last])
-    moved = last >= 0
-    if context.axis_name is not None:  # the last device with a real position knows
-        moved, ends = jax.lax.all_gather((moved, end), context.axis_name)
-        last = jnp.max(jnp.where(moved, jnp.arange(moved.size), -1))
-        moved, end = moved.any(), Cursor(*(value[last] for value in ends))
-    pairs = zip(end, cursor, strict=True)
-    return Cursor(*(jnp.where(moved, new, old).astype(jnp.int32) for new, old in pairs)), context
+    if ids is None:
+        ids = jnp.broadcast_to(cursor.segment_id, counted.shape)
+    return context.last(Cursor(counted + 1, ids), cursor), context
 
 
 def advance_one(cursor: Cursor, context: SequenceContext | None) -> tuple[Cursor, SequenceContext]:

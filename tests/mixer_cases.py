@@ -95,6 +95,12 @@ CASES = [
             head_dim=4, value_head_dim=3, short_width=2, output_gate=False, chunk=3
         ),
     ),
+    MixerCase(
+        "gla",
+        lx.GLASequenceMixerConfig(
+            2, num_value_heads=4, value_head_dim=6, gate_rank=3, short_width=3, chunk=5
+        ),
+    ),
     MixerCase("hgrn", lx.HGRNSequenceMixerConfig(2, lower_bound=0.3)),
     MixerCase(
         "hyena",
@@ -145,6 +151,13 @@ CASES = [
     ),
     MixerCase("min_gru", lx.MinGRUSequenceMixerConfig(candidate="positive")),
     MixerCase("min_lstm", lx.MinLSTMSequenceMixerConfig(expand=2)),
+    MixerCase("mlstm", lx.MLSTMSequenceMixerConfig(2, short_width=3, soft_cap=5.0, chunk=5)),
+    MixerCase(
+        "retention",
+        lx.RetentionSequenceMixerConfig(
+            2, head_dim=4, num_value_heads=4, value_head_dim=3, decay="gated", chunk=5
+        ),
+    ),
     MixerCase("rg_lru", lx.RGLRUSequenceMixerConfig(lru_width=12, num_heads=2)),
     MixerCase("rg_lru_complex", lx.RGLRUSequenceMixerConfig(states="complex", short_width=2)),
     MixerCase("rwkv7", lx.RWKV7SequenceMixerConfig(2, head_dim=3, decay_rank=2, chunk=5)),

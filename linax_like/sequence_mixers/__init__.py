@@ -29,6 +29,11 @@ from .gated_delta_product import (
     GatedDeltaProductSequenceMixer as GatedDeltaProductSequenceMixer,
     GatedDeltaProductSequenceMixerConfig as GatedDeltaProductSequenceMixerConfig,
 )
+from .gla import (
+    GLASequenceMixer as GLASequenceMixer,
+    GLASequenceMixerConfig as GLASequenceMixerConfig,
+    GLAState as GLAState,
+)
 from .hgrn import (
     HGRNSequenceMixer as HGRNSequenceMixer,
     HGRNSequenceMixerConfig as HGRNSequenceMixerConfig,
@@ -76,6 +81,16 @@ from .min_gru import (
 from .min_lstm import (
     MinLSTMSequenceMixer as MinLSTMSequenceMixer,
     MinLSTMSequenceMixerConfig as MinLSTMSequenceMixerConfig,
+)
+from .mlstm import (
+    MLSTMSequenceMixer as MLSTMSequenceMixer,
+    MLSTMSequenceMixerConfig as MLSTMSequenceMixerConfig,
+    MLSTMState as MLSTMState,
+)
+from .retention import (
+    RetentionSequenceMixer as RetentionSequenceMixer,
+    RetentionSequenceMixerConfig as RetentionSequenceMixerConfig,
+    RetentionState as RetentionState,
 )
 from .rg_lru import (
     RGLRUSequenceMixer as RGLRUSequenceMixer,

@@ -17,7 +17,7 @@ from ..ops.short_conv import short_conv, short_conv_step
 from ..precision import accumulation_dtype, upcast
 from ..types import Frame, Signal
 from .base import AbstractSequenceMixer, enter, keep_at_padding
-from .heads import head_sizes, require_width, split_heads
+from .heads import head_sizes, projection_flops, require_width, split_qkv
 
 
 # Added to the squared norm of a key, in every published form.
@@ -108,10 +108,8 @@ def queries_keys_values(
     mixed: Float[Array, "*time channels"], heads: int, head: int, value_heads: int
 ) -> tuple[Array, Array, Array]:
     """q and k of norm 1, q divided by the root of its size, and v; by head."""
-    q, k, v = jnp.split(mixed, (heads * head, 2 * heads * head), axis=-1)
-    q, k = (unit(split_heads(z, heads)) for z in (q, k))
-    v = split_heads(v, value_heads)
-    return (q / math.sqrt(head)).astype(v.dtype), k.astype(v.dtype), v
+    q, k, v = split_qkv(mixed, heads, head, value_heads)
+    return (unit(q) / math.sqrt(head)).astype(v.dtype), unit(k).astype(v.dtype), v
 
 
 def correction_rate(
@@ -132,12 +130,8 @@ def learned_decay(
 
 
 def memory_flops(mixer: AbstractSequenceMixer, time: int, recurrence: int, inference: bool) -> int:
-    """Of a mixer each of whose matrices meets each position once.
-
-    - `recurrence`: operations at one position.
-    """
-    matrices = sum(2 * leaf.size for leaf in jax.tree.leaves(mixer) if leaf.ndim > 1)
-    forward = time * (matrices + recurrence)
+    """Of a whole sequence, if the recurrence takes so many at one position."""
+    forward = time * (projection_flops(mixer) + recurrence)
     return forward if inference else 3 * forward
 
 

@@ -16,7 +16,9 @@ from ...precision import accumulation_dtype
 from ..matrix_memory import forget, over_shards
 from ..rows import blank
 from ..varying import vary_together
+from .channels import channelwise_delta_rule
 from .reference import delta_rule_step as delta_rule_step, sequential_delta_rule
+from .xla import chunked_delta_rule
 
 
 Backend = Literal["reference", "xla"]
@@ -69,6 +71,10 @@ def delta_rule(
     state, q, k, v, beta, log_decay = vary_together(state, q, k, v, beta, log_decay)
 
     def advance(state, v):
-        return sequential_delta_rule(state, q, k, v, beta, log_decay)
+        if backend == "reference":
+            return sequential_delta_rule(state, q, k, v, beta, log_decay)
+        by_channel = log_decay is not None and log_decay.ndim == 3
+        advance_chunks = channelwise_delta_rule if by_channel else chunked_delta_rule
+        return advance_chunks(state, q, k, v, beta, log_decay, chunk)
 
     return advance(state, v) if axis_name is None else over_shards(advance, state, v, axis_name)

@@ -18,6 +18,7 @@ from .reference import (
     gated_linear_attention_step as gated_linear_attention_step,
     sequential_gated_linear_attention,
 )
+from .xla import chunked_gated_linear_attention
 
 
 Backend = Literal["reference", "xla"]
@@ -33,7 +34,7 @@ def gated_linear_attention(
     resets: Bool[Array, " time"] | None = None,
     mask: Bool[Array, " time"] | None = None,
     axis_name: str | None = None,
-    chunk: int = 64,
+    chunk: int = 32,
     backend: Backend | None = None,
 ) -> tuple[Float[Array, "heads key value"], Float[Array, "time heads value"]]:
     """The state after all positions, in at least float32, and the outputs in the dtype of `v`.
@@ -66,6 +67,8 @@ def gated_linear_attention(
     state, q, k, v, log_decay = vary_together(state, q, k, v, log_decay)
 
     def advance(state, v):
-        return sequential_gated_linear_attention(state, q, k, v, log_decay)
+        if backend == "reference":
+            return sequential_gated_linear_attention(state, q, k, v, log_decay)
+        return chunked_gated_linear_attention(state, q, k, v, log_decay, chunk)
 
     return advance(state, v) if axis_name is None else over_shards(advance, state, v, axis_name)

@@ -18,6 +18,7 @@ from .reference import (
     generalized_delta_rule_step as generalized_delta_rule_step,
     sequential_generalized_delta_rule,
 )
+from .xla import chunked_generalized_delta_rule
 
 
 Backend = Literal["reference", "xla"]
@@ -35,7 +36,7 @@ def generalized_delta_rule(
     resets: Bool[Array, " time"] | None = None,
     mask: Bool[Array, " time"] | None = None,
     axis_name: str | None = None,
-    chunk: int = 64,
+    chunk: int = 32,
     backend: Backend | None = None,
 ) -> tuple[Float[Array, "heads key value"], Float[Array, "time heads value"]]:
     """The state after all positions, in at least float32, and the outputs in the dtype of `v`.
@@ -66,6 +67,8 @@ def generalized_delta_rule(
     state, q, k, v, a, b, log_decay = vary_together(state, q, k, v, a, b, log_decay)
 
     def advance(state, v):
-        return sequential_generalized_delta_rule(state, q, k, v, a, b, log_decay)
+        if backend == "reference":
+            return sequential_generalized_delta_rule(state, q, k, v, a, b, log_decay)
+        return chunked_generalized_delta_rule(state, q, k, v, a, b, log_decay, chunk)
 
     return advance(state, v) if axis_name is None else over_shards(advance, state, v, axis_name)

@@ -1,0 +1,180 @@
+"""State tracking: what a product of group elements is, after each of them. Eigenvalues decide.
+
+uv run python -m benchmarks.state_tracking
+
+Parity is counting modulo 2, which takes a transition that reflects: an eigenvalue of -1. Addition modulo
+3 takes one that turns, the product of two reflections. S3, the permutations of three things, takes
+both. What only fades, or only learns to answer, forgets (https://arxiv.org/abs/2411.12537,
+https://arxiv.org/abs/2502.10297).
+
+One layer, trained on all prefixes of up to 64 random elements, first short ones, then longer; tested by the
+last element of longer sequences. Without short convolutions: the recurrence alone.
+"""
+
+import itertools
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import matplotlib
+import numpy as np
+import optax
+
+import linax_like as lx
+from linax_like.sequence_mixers import AbstractSequenceMixerConfig
+
+from . import harness
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+
+WIDTH, TRAINED, TESTED, BATCH, SEEDS = 32, 64, 256, 64, 3
+STEPS = {"parity": 300, "addition mod 3": 600, "S3": 600}
+HEADS = {"num_heads": 4, "head_dim": 8, "short_width": None}
+
+
+def cyclic(order: int) -> np.ndarray:
+    """The table of addition."""
+    elements = np.arange(order)
+    return (elements[:, None] + elements) % order
+
+
+def symmetric(size: int) -> np.ndarray:
+    """The table of permutations: row after column."""
+    permutations = list(itertools.permutations(range(size)))
+    number = {p: i for i, p in enumerate(permutations)}
+    after = lambda p, q: number[tuple(p[i] for i in q)]
+    return np.array([[after(p, q) for q in permutations] for p in permutations])
+
+
+GROUPS = {"parity": cyclic(2), "addition mod 3": cyclic(3), "S3": symmetric(3)}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A mixer, and the tasks that one layer of it can solve in theory."""
+
+    name: str
+    config: AbstractSequenceMixerConfig
+    solves: tuple[str, ...] = ()
+
+
+CONTENDERS = [
+    Contender(
+        "DeltaNet, β ≤ 2",
+        lx.DeltaNetSequenceMixerConfig(**HEADS, negative_eigenvalues=True),
+        ("parity",),
+    ),
+    Contender("DeltaNet, β ≤ 1", lx.DeltaNetSequenceMixerConfig(**HEADS)),
+]
+
+
+def main() -> None:
+    where = harness.environment("linax_like", "optax")
+    rows, curves = [], {}
+    for task in GROUPS:
+        for contender in CONTENDERS:
+            row, curve = learn(task, contender)
+            rows.append(row)
+            curves[task, contender.name] = curve
+    harness.write("state_tracking", rows, where)
+    _plot(curves)
+
+
+def learn(task: str, contender: Contender) -> tuple[dict, np.ndarray]:
+    """Trains a model per seed, side by side; the accuracy of each at every position."""
+    table, steps = jnp.asarray(GROUPS[task]), STEPS[task]
+    block = lx.ResidualBlockConfig(contender.config, lx.SwiGLUConfig(expand=2.0))
+    stack, head = lx.StackConfig((((block,), 1),)), lx.LanguageModelHeadConfig(tied=False)
+    config = lx.LanguageModelConfig(len(table), WIDTH, stack, head=head)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(5e-3, steps))
+    )
+
+    @eqx.filter_vmap
+    def start(key):
+        model = config.build(key)
+        return model, optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+
+    @eqx.filter_jit(donate="all-except-first")
+    @partial(eqx.filter_vmap, in_axes=(None, 0, 0, 0))
+    def step(length, model, state, key):
+        gradient = eqx.filter_grad(loss)(model, *examples(table, key, BATCH, TRAINED), length)
+        updates, state = optimizer.update(gradient, state)
+        return eqx.apply_updates(model, updates), state
+
+    begin = time.perf_counter()
+    keys = jr.split(jr.key(0), SEEDS)
+    model, state = start(keys)
+    for i in range(steps):
+        length = min(TRAINED, 4 + 2 * TRAINED * i // steps)
+        here = jax.vmap(partial(jr.fold_in, data=i + 1))(keys)
+        model, state = step(jnp.int32(length), model, state, here)
+    test = examples(table, jr.key(1), 1024, TESTED)
+    curves = np.asarray(eqx.filter_jit(eqx.filter_vmap(accuracy, in_axes=(0, None)))(model, test))
+    final = curves[:, [TRAINED - 1, TESTED - 1]]
+    row = {
+        "task": task,
+        "mixer": contender.name,
+        "one layer can": "yes" if task in contender.solves else "no",
+        "parameters": lx.count_parameters(model) // SEEDS,
+        "steps": steps,
+        f"last of {TRAINED}, worst seed": float(final[:, 0].min()),
+        f"last of {TESTED}, worst seed": float(final[:, 1].min()),
+        f"last of {TESTED}, best seed": float(final[:, 1].max()),
+        "chance": 1 / len(table),
+        f"seconds, {SEEDS} seeds": time.perf_counter() - begin,
+    }
+    print(row, flush=True)
+    return row, curves.mean(axis=0)
+
+
+def examples(table, key, batch: int, length: int):
+    """Random elements, and at each position the product of those so far."""
+    elements = jr.randint(key, (length, batch), 0, len(table))
+
+    def multiply(product, element):
+        product = table[element, product]
+        return product, product
+
+    _, products = jax.lax.scan(multiply, jnp.zeros_like(elements[0]), elements)
+    return elements.T, products.T
+
+
+def loss(model, elements, products, length):
+    """Of the first `length` positions."""
+    logits = jax.vmap(lambda x: model(x).logits)(elements)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, products)
+    return jnp.mean(losses, where=jnp.arange(TRAINED) < length)
+
+
+def accuracy(model, test):
+    """At every position."""
+    elements, products = test
+    logits = jax.vmap(lambda x: model(x).logits)(elements)
+    return jnp.mean(jnp.argmax(logits, axis=-1) == products, axis=0)
+
+
+def _plot(curves) -> None:
+    figure, axes = plt.subplots(1, len(GROUPS), figsize=(11, 3.2), sharey=True)
+    for axis, (task, table) in zip(axes, GROUPS.items(), strict=True):
+        for (name, curve), style in zip(
+            ((c.name, curves[task, c.name]) for c in CONTENDERS), itertools.cycle(("-", "--", ":"))
+        ):
+            axis.plot(np.arange(1, TESTED + 1), curve, style, label=name, linewidth=1)
+        axis.axhline(1 / len(table), color="grey", linewidth=0.8)
+        axis.axvline(TRAINED, color="black", linewidth=0.8)
+        axis.set(title=task, xlabel="length", ylim=(0, 1.05))
+    axes[0].set_ylabel("accuracy of the last")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right", fontsize=7)
+    figure.savefig(harness.RESULTS / "state_tracking.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The delta rule in chunks, as products of matrices (https://arxiv.org/abs/2406.06484).
+
+What a chunk adds is R, with its keys. Every row of R needs those before it, which is a triangular
+system. With ℓ the running sum of the log decays, S the state that enters and n the chunk's length
+
+    D[i,j] = exp(ℓ[i] - ℓ[j])   i ≥ j              A  = β ⊙ K Kᵀ ⊙ D   below its diagonal
+    (I + A) R = β ⊙ (V - exp(ℓ) ⊙ K S)
+    Y  = exp(ℓ) ⊙ Q S + (Q Kᵀ ⊙ D) R               S' = exp(ℓ[n]) S + (exp(ℓ[n] - ℓ) ⊙ K)ᵀ R
+
+(https://arxiv.org/abs/2412.06464). Without decays every exp is 1, and none is computed.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ...precision import accumulation_dtype, upcast
+from ..decays import decays_of
+from ..matrix_memory import chunk_recurrence, in_chunks, out_of_chunks
+from ..triangular import unit_triangular_inverse, unit_triangular_solve
+
+
+def chunked_delta_rule(state, q, k, v, beta, log_decay, chunk):
+    """As `sequential_delta_rule`, with no decay or one per head."""
+    inputs = (q, k, v, beta, log_decay)
+    chunks = [None if z is None else in_chunks(z, chunk) for z in inputs]
+    state, y = chunk_recurrence(_prepare, _advance, state, chunks)
+    return state, out_of_chunks(y, v)
+
+
+class Prepared(NamedTuple):
+    """A chunk without its state."""
+
+    queries: Float[Array, "heads size key"]  # exp(ℓ) ⊙ Q
+    removed: Float[Array, "heads size key"]  # exp(ℓ) ⊙ K
+    added: Float[Array, "heads size key"]  # exp(ℓ[n] - ℓ) ⊙ K
+    values: Float[Array, "heads size value"]
+    beta: Float[Array, "heads size 1"]
+    scores: Float[Array, "heads size size"]  # Q Kᵀ ⊙ D
+    lower: Float[Array, "heads size size"]  # A
+    inverse: Float[Array, "heads size size"]  # (I + A)⁻¹
+    kept: Float[Array, "heads 1 1"] | None  # exp(ℓ[n])
+
+
+def _prepare(chunk) -> Prepared:
+    q, k, v, beta, log_decay = chunk
+    beta = upcast(beta)[..., None]
+    scores, lower = _dot("hik,hjk->hij", q, k), beta * _dot("hik,hjk->hij", k, k)
+    removed, added, kept = k, k, None
+    if log_decay is None:
+        scores = jnp.tril(scores)
+    else:
+        decays = decays_of(log_decay)
+        scores, lower = decays.between * scores, decays.between * lower
+        q, removed = (_as(k, decays.since_start[..., None] * z) for z in (q, k))
+        added = _as(k, decays.until_end[..., None] * k)
+        kept = decays.through[..., None, None]
+    inverse = jax.lax.stop_gradient(unit_triangular_inverse(lower))
+    return Prepared(q, removed, added, v, beta, _as(k, scores), lower, inverse, kept)
+
+
+def _advance(state, prepared: Prepared):
+    queries, removed, added, values, beta, scores, lower, inverse, kept = prepared
+    entering = _as(values, state)
+    right = beta * (values - _dot("hik,hkv->hiv", removed, entering))
+    changes = _as(values, unit_triangular_solve(lower, inverse, right))
+    y = _dot("hik,hkv->hiv", queries, entering) + _dot("hij,hjv->hiv", scores, changes)
+    state = state if kept is None else kept * state
+    return state + _dot("hik,hiv->hkv", added, changes), y
+
+
+def _as(like, x):
+    return x.astype(like.dtype)
+
+
+def _dot(spec, a, b):
+    return jnp.einsum(spec, a, b, preferred_element_type=accumulation_dtype(a.dtype))

@@ -1,0 +1,93 @@
+"""The delta rule with one decay per key channel, against a loop in NumPy and the published reference."""
+
+import jax.numpy as jnp
+import matrix_memory_checks as checks
+import numpy as np
+import pytest
+
+from linax_like.ops import delta_rule, delta_rule_step
+
+
+def loop(q, k, v, beta, log_decay, s0, resets=None, mask=None):
+    """The definition."""
+    s, y = s0, np.zeros_like(v)
+    group = np.arange(v.shape[1]) // (v.shape[1] // k.shape[1])
+    for t in range(len(v)):
+        if mask is None or mask[t]:
+            s = np.zeros_like(s) if resets is not None and resets[t] else s
+            s = np.exp(log_decay[t])[:, :, None] * s
+            error = v[t] - np.einsum("hkv,hk->hv", s, k[t][group])
+            s = s + (beta[t][:, None] * k[t][group])[:, :, None] * error[:, None, :]
+            y[t] = np.einsum("hkv,hk->hv", s, q[t][group])
+    return s, y
+
+
+def inputs(rng, time, heads, log_decay):
+    groups = heads // 2 if heads % 2 == 0 else heads
+    q, k = rng.standard_normal((2, time, groups, log_decay.shape[2]))
+    v, beta = rng.standard_normal((time, heads, checks.VALUE)), rng.uniform(0, 1, (time, heads))
+    return q, checks.unit(k), v, beta, log_decay
+
+
+CASE = checks.Recurrence(delta_rule, loop, inputs)
+
+
+@pytest.mark.parametrize(("time", "option"), checks.CASES)
+def test_values_and_gradients(time, option):
+    checks.check_values_and_gradients(CASE, time, option)
+
+
+def test_the_published_reference():
+    def form(q, k, v, log_decay, beta, s0):
+        return delta_rule(q * q.shape[-1] ** -0.5, k, v, beta, log_decay, s0, chunk=4)
+
+    checks.check_golden(checks.golden("fla_kda"), form, ("q", "k", "v", "g", "beta"))
+
+
+def test_one_position():
+    *inputs, s0 = (jnp.asarray(z, jnp.float32) for z in checks.example(CASE, 1))
+    state, y = delta_rule_step(s0, *(z[0] for z in inputs))
+    checks.assert_all_close((state, y[None]), delta_rule(*inputs, s0), 1e-5)
+
+
+def test_equal_decays_are_one_decay_per_head():
+    q, k, v, beta, log_decay, s0 = (jnp.asarray(z, jnp.float32) for z in checks.example(CASE, 13))
+    same = jnp.broadcast_to(log_decay[:, :, :1], log_decay.shape)
+    expected = delta_rule(q, k, v, beta, same[:, :, 0], s0, backend="reference")
+    checks.assert_all_close(delta_rule(q, k, v, beta, same, s0, chunk=4), expected, 1e-5)
+
+
+def test_no_positions():
+    checks.check_no_positions(CASE)
+
+
+def test_padding_may_hold_nan():
+    checks.check_padding_may_hold_nan(CASE)
+
+
+def test_strong_and_no_decay():
+    checks.check_strong_and_no_decay(CASE)
+
+
+def test_accuracy():
+    checks.check_accuracy(CASE)
+
+
+def test_bfloat16_accumulates_in_float32():
+    checks.check_bfloat16(CASE)
+
+
+def test_accelerators_compute_the_same():
+    checks.check_accelerators_compute_the_same(CASE)
+
+
+def test_time_over_devices():
+    checks.check_time_over_devices(CASE)
+
+
+def test_forward_mode_needs_the_reference():
+    checks.check_forward_mode_needs_the_reference(CASE)
+
+
+def test_what_the_gradient_stores():
+    checks.check_what_the_gradient_stores(CASE)
