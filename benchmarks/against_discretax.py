@@ -1,4 +1,4 @@
-"""S5, LRU, S4D and LinOSS beside discretax: the same weights, the same outputs, in one process.
+"""S5, LRU, S4D, LinOSS, DeltaNet beside discretax: the same weights and outputs, in one process.
 
 uv run --with-requirements benchmarks/requirements-discretax.txt python -m benchmarks.against_discretax
 """
@@ -76,6 +76,16 @@ def linoss(discretization, damping=False):
     }
 
 
+def delta_net():
+    theirs = peer.DeltaNetSequenceMixer(FEATURES, jr.key(0), n_heads=FEATURES // STATE)
+    q, k, v = (getattr(theirs, f"{name}_proj").weight for name in "qkv")
+    return theirs, {
+        "qkv_proj": jnp.concatenate([q, k, v]),
+        "beta_proj": jnp.repeat(theirs.beta_proj.weight, FEATURES // STATE, axis=0),
+        "out_proj": STATE**0.5 * theirs.out_proj.weight,  # theirs does not scale the queries
+    }
+
+
 MIXERS = {
     "S5": (lx.S5SequenceMixerConfig(STATE), s5),
     "LRU": (lx.LRUSequenceMixerConfig(STATE), lru),
@@ -86,6 +96,12 @@ MIXERS = {
         partial(linoss, "IMEX"),
     ),
     "LinOSS damped": (lx.LinOSSSequenceMixerConfig(STATE), partial(linoss, "IMEX", damping=True)),
+    "DeltaNet": (
+        lx.DeltaNetSequenceMixerConfig(
+            head_dim=STATE, activation="none", short_width=None, output_norm="none", norm_eps=1e-12
+        ),
+        delta_net,
+    ),
 }
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from ...precision import accumulation_dtype
 from ..linear_scan import incoming_state
+from ..matrix_memory import forget
 from ..rows import blank
 from ..varying import vary_together
 from .reference import sequential_ssd, ssd_step as ssd_step
@@ -21,9 +22,6 @@ from .xla import chunked_ssd
 
 
 Backend = Literal["reference", "xla"]
-
-# Of exp there is nothing left, in float64 either, and sums of it in a chunk are exact.
-_LOWEST = -2000.0
 
 
 def ssd(
@@ -65,33 +63,21 @@ def ssd(
     if len(x) == 0:
         return start, x
     x, b, c = (z.astype(x.dtype) for z in blank(mask, (x, b, c)))
-    log_decay = jnp.maximum(blank(mask, log_decay.astype(dtype)), _LOWEST)
-    if resets is not None:
-        log_decay = jnp.where(resets[:, None], 0.0, log_decay)
-    x, log_decay, b, c, start, zero, resets = vary_together(
-        x, log_decay, b, c, start, zero, resets
-    )
+    log_decay = forget(log_decay.astype(dtype), resets, mask)
+    x, log_decay, b, c, start, zero = vary_together(x, log_decay, b, c, start, zero)
     if backend == "reference":
         advance = sequential_ssd
     else:
         advance = lambda *operands: chunked_ssd(*operands, chunk)
     if axis_name is None:
-        return advance(x, log_decay, b, c, start, resets)
-    end, y = advance(x, log_decay, b, c, zero, resets)
-    left = _since_start(log_decay, resets)
+        return advance(x, log_decay, b, c, start)
+    end, y = advance(x, log_decay, b, c, zero)
+    left = jnp.exp(jnp.cumsum(log_decay, axis=0))
     decay = jnp.broadcast_to(left[-1][:, None, None], end.shape)
     incoming = incoming_state(decay, end, start, axis_name)
     y = y + (left[:, :, None] * _read(incoming, c)).astype(y.dtype)
     end = end + decay * incoming
     return jax.lax.all_gather(end, axis_name)[-1], y
-
-
-def _since_start(log_decay, resets):
-    """What is left at each position of the state before the first."""
-    total = jnp.cumsum(log_decay, axis=0)
-    if resets is not None:
-        total = jnp.where(jnp.cumsum(resets)[:, None] == 0, total, -jnp.inf)
-    return jnp.exp(total)
 
 
 def _read(state, c):

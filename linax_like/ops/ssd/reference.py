@@ -20,12 +20,7 @@ def ssd_step(
     return new, jnp.einsum("hpn,hn->hp", new, c).astype(x.dtype)
 
 
-def sequential_ssd(x, log_decay, b, c, h0, resets):
+def sequential_ssd(x, log_decay, b, c, h0):
     """The state after all positions, and the outputs."""
-
-    def step(state, inputs):
-        x, log_decay, b, c, reset = inputs
-        state = state if reset is None else jnp.where(reset, 0.0, state)
-        return ssd_step(state, x, log_decay, b, c)
-
-    return jax.lax.scan(step, h0, (x, log_decay, b, c, resets))
+    step = lambda state, inputs: ssd_step(state, *inputs)
+    return jax.lax.scan(step, h0, (x, log_decay, b, c))

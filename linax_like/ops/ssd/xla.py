@@ -5,8 +5,8 @@ With ℓ the running sum of the log decays in a chunk, h the state that enters i
     D[i,j] = exp(ℓ[i] - ℓ[j])   i ≥ j               S = C Bᵀ
     Y      = (S ⊙ D) X + exp(ℓ) ⊙ C hᵀ              h' = exp(ℓ[Q]) h + Xᵀ (exp(ℓ[Q] - ℓ) ⊙ B)
 
-where D, exp(ℓ) and exp(ℓ[Q] - ℓ) are 0 from one document to another. The gradient stores the states
-that enter the chunks, computes everything else again, and follows the derivative of each product.
+The gradient stores the states that enter the chunks, computes everything else again, and follows
+the derivative of each product.
 
 A CPU goes over the chunks, whose matrices then stay in its cache. An accelerator takes them all at
 once, except for the states; its products have operands in the dtype of `x`.
@@ -19,32 +19,33 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ...precision import accumulation_dtype
+from ...precision import accumulation_dtype, upcast
+from ..decays import decays_of
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6,))
-def chunked_ssd(x, log_decay, b, c, h0, resets, chunk):
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def chunked_ssd(x, log_decay, b, c, h0, chunk):
     """As `sequential_ssd`."""
-    return _forward(x, log_decay, b, c, h0, resets, chunk)[0]
+    return _forward(x, log_decay, b, c, h0, chunk)[0]
 
 
-def _forward(x, log_decay, b, c, h0, resets, chunk):
-    inputs = _in_chunks(x, log_decay, b, c, resets, chunk)
+def _forward(x, log_decay, b, c, h0, chunk):
+    inputs = _in_chunks(x, log_decay, b, c, chunk)
     state, (entering, y) = _over_chunks(_advance, _by_group(h0, b), inputs)
-    return (_by_head(state), _join(y, x)), (x, log_decay, b, c, h0, resets, entering)
+    return (_by_head(state), _join(y, x)), (x, log_decay, b, c, h0, entering)
 
 
 def _backward(chunk, residuals, cotangents):
-    x, log_decay, b, c, h0, resets, entering = residuals
+    x, log_decay, b, c, h0, entering = residuals
     d_state, dy = cotangents
-    inputs = _in_chunks(x, log_decay, b, c, resets, chunk)
+    inputs = _in_chunks(x, log_decay, b, c, chunk)
     dy = _split_heads(dy, b, inputs.x.shape[3])
     start = _by_group(d_state, b)
     d_state, (dx, d_log_decay, db, dc) = _over_chunks(
         _pull_back, start, (inputs, entering, dy), reverse=True
     )
     db, dc = (_join_time(jnp.moveaxis(z, 1, 2), like) for z, like in ((db, b), (dc, c)))
-    return _join(dx, x), _join(d_log_decay, log_decay), db, dc, _by_head(d_state), None
+    return _join(dx, x), _join(d_log_decay, log_decay), db, dc, _by_head(d_state)
 
 
 chunked_ssd.defvjp(_forward, _backward)
@@ -57,16 +58,6 @@ class Chunks(NamedTuple):
     log_decay: Array  # (chunks, groups, group, size)
     b: Array  # (chunks, groups, size, state)
     c: Array  # (chunks, groups, size, state)
-    documents: Array | None  # (chunks, size), counted from 0 for the one that enters the chunk
-
-
-class Decays(NamedTuple):
-    """What is left of one place at another: 0 where another document begins in between."""
-
-    between: Array  # D: (chunks, groups, group, size, size)
-    since_start: Array  # exp(ℓ): (chunks, groups, group, size)
-    until_end: Array  # exp(ℓ[Q] - ℓ): (chunks, groups, group, size)
-    through: Array  # exp(ℓ[Q]): (chunks, groups, group)
 
 
 def _over_chunks(advance, state, inputs, reverse=False):
@@ -74,7 +65,7 @@ def _over_chunks(advance, state, inputs, reverse=False):
     operands = (state, inputs)
 
     def one_by_one(state, inputs):
-        wide = jax.tree.map(_upcast_floats, inputs)
+        wide = jax.tree.map(upcast, inputs)
 
         def step(state, chunk):
             one = jax.tree.map(lambda z: z[None], chunk)
@@ -86,14 +77,10 @@ def _over_chunks(advance, state, inputs, reverse=False):
     return jax.lax.platform_dependent(*operands, cpu=one_by_one, default=advance)
 
 
-def _upcast_floats(z):
-    return z.astype(accumulation_dtype(z.dtype)) if jnp.issubdtype(z.dtype, jnp.floating) else z
-
-
 def _advance(state, chunks: Chunks):
     """The state after the chunks; and the states that enter them, and their outputs."""
     x, b, c = chunks.x, chunks.b, chunks.c
-    decays = _decays(chunks)
+    decays = decays_of(chunks.log_decay)
     scores = _dot("kgqn,kgsn->kgqs", c, b)
     within = _dot("kgmqs,kgmsp->kgmqp", _as(x, scores[:, :, None] * decays.between), x)
     added = _dot("kgmsp,kgsn->kgmpn", _as(x, decays.until_end[..., None] * x), b)
@@ -111,7 +98,7 @@ def _pull_back(d_state, inputs: tuple[Chunks, Array, Array]):
     """The cotangent of the state before the chunks, and those of their inputs."""
     chunks, entering, dy = inputs
     x, b, c = chunks.x, chunks.b, chunks.c
-    decays = _decays(chunks)
+    decays = decays_of(chunks.log_decay)
     # Y = (S ⊙ D) X
     scores = _dot("kgqn,kgsn->kgqs", c, b)[:, :, None]
     d_scores = _dot("kgmqp,kgmsp->kgmqs", dy, x) * decays.between
@@ -144,39 +131,14 @@ def _pull_back(d_state, inputs: tuple[Chunks, Array, Array]):
     return d_state, (dx + into, jax.lax.cumsum(d_total, d_total.ndim - 1, reverse=True), db, dc)
 
 
-def _decays(chunks: Chunks) -> Decays:
-    # Differences of running sums cancel. Those of the multiples of 1/16 are exact, and what is left
-    # sums up to little.
-    coarse = jnp.round(16 * chunks.log_decay) / 16
-    coarse, fine = (_running_sum(z) for z in (coarse, chunks.log_decay - coarse))
-    total = coarse + fine
-    ago = (coarse[..., :, None] - coarse[..., None, :]) + (fine[..., :, None] - fine[..., None, :])
-    size = total.shape[-1]
-    seen = jnp.tril(jnp.ones((size, size), bool))
-    if chunks.documents is not None:
-        ids = chunks.documents[:, None, None, :]
-        seen = seen & (ids[..., :, None] == ids[..., None, :])
-        total = jnp.where(ids == 0, total, -jnp.inf)
-    between = jnp.exp(jnp.where(seen, ago, -jnp.inf))
-    return Decays(between, jnp.exp(total), between[..., -1, :], jnp.exp(total[..., -1]))
-
-
-def _running_sum(x):
-    return jax.lax.cumsum(x, x.ndim - 1)
-
-
-def _in_chunks(x, log_decay, b, c, resets, chunk) -> Chunks:
+def _in_chunks(x, log_decay, b, c, chunk) -> Chunks:
     """Equal chunks, as few as can be. What fills up the last leaves the state as it is."""
     size = -(-len(x) // -(-len(x) // chunk))
-    documents = None
-    if resets is not None:
-        documents = jnp.cumsum(_split_time(resets, size), axis=1, dtype=jnp.int32)
     return Chunks(
         _split_heads(x, b, size),
         _split_heads(log_decay, b, size),
         jnp.moveaxis(_split_time(b, size), 1, 2),
         jnp.moveaxis(_split_time(c, size), 1, 2),
-        documents,
     )
 
 

@@ -1,0 +1,123 @@
+"""The recurrences of a matrix beside a plain batched product of matrices that does as much.
+
+uv run python -m benchmarks.matrix_products
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+from linax_like.ops import delta_rule, ssd
+from linax_like.ops.matrix_memory import in_chunks, out_of_chunks
+from linax_like.ops.triangular import unit_triangular_inverse
+
+from . import harness
+
+
+BATCH, TIME, HEADS, SIZE = 4, 1024, 2, 64  # a head's keys and values are equally large
+CHUNKS = (32, 64, 128)
+
+
+class Case(NamedTuple):
+    """An op of (q, k, v, β, log decay), and its operations at one position of one head."""
+
+    apply: Callable
+    flops: Callable[[int], int]
+    solves: bool
+
+
+def _plain(q, k, v, beta, log_decay, chunk):
+    return delta_rule(q, k, v, beta, chunk=chunk)[1]
+
+
+def _gated(q, k, v, beta, log_decay, chunk):
+    return delta_rule(q, k, v, beta, log_decay, chunk=chunk)[1]
+
+
+def _ssd(q, k, v, beta, log_decay, chunk):
+    return ssd(v, log_decay, k, q, chunk=chunk)[1]
+
+
+def _delta_rule_flops(chunk: int) -> int:
+    """Two products for scores, one for the system, one for the outputs; three with the state."""
+    return 2 * SIZE * (4 * chunk + 3 * SIZE)
+
+
+def _ssd_flops(chunk: int) -> int:
+    return 2 * SIZE * (2 * chunk + 2 * SIZE)
+
+
+CASES = {
+    "delta rule": Case(_plain, _delta_rule_flops, True),
+    "delta rule, gated": Case(_gated, _delta_rule_flops, True),
+    "ssd": Case(_ssd, _ssd_flops, False),
+}
+
+
+def main() -> None:
+    where = harness.environment("linax_like")
+    rows = [row(name, chunk) for name in CASES for chunk in CHUNKS]
+    harness.write("matrix_products", rows, where)
+
+
+def row(name: str, chunk: int) -> dict:
+    """An op with its gradient, the products, and what of the op's work is none of them."""
+    case, inputs = CASES[name], _inputs()
+    apply = lambda *inputs: jax.vmap(lambda *one: case.apply(*one, chunk))(*inputs)
+    gradient = jax.grad(lambda *inputs: jnp.mean(apply(*inputs) ** 2), argnums=tuple(range(5)))
+    flops = BATCH * TIME * HEADS * case.flops(chunk)
+    matrices = jr.normal(jr.key(0), (flops // (2 * chunk**3), chunk, chunk))
+    lower = jr.normal(jr.key(1), (BATCH * TIME * HEADS // chunk, chunk, chunk)) / chunk
+    functions = {
+        "forward": apply,
+        "gradient": gradient,
+        "products": lambda x: x @ x,
+        "layout": lambda *inputs: jax.vmap(lambda *one: _layout(*one, chunk))(*inputs),
+        "inverses": unit_triangular_inverse,
+    }
+    arguments = {
+        "forward": inputs,
+        "gradient": inputs,
+        "products": (matrices,),
+        "layout": inputs[:3],
+        "inverses": (lower,),
+    }
+    programs = harness.compile_in_turns(functions, arguments, repeats=1)
+    seconds = harness.time_in_turns({n: p.run for n, p in programs.items()}, arguments)
+    products = seconds["products"]
+    return {
+        "op": name,
+        "batch, time, heads, size": f"{BATCH}, {TIME}, {HEADS}, {SIZE}",
+        "chunk": chunk,
+        "dtype": "float32",
+        "forward ms": 1e3 * seconds["forward"],
+        "its products ms": 1e3 * products,
+        "forward / products": seconds["forward"] / products,
+        "gradient ms": 1e3 * seconds["gradient"],
+        "gradient / 3 products": seconds["gradient"] / (3 * products),
+        "chunks in and out ms": 1e3 * seconds["layout"],
+        "inverses ms": 1e3 * seconds["inverses"] if case.solves else "",
+        "compile gradient s": programs["gradient"].compile_seconds,
+        "memory gradient MiB": programs["gradient"].temporary_bytes / 2**20,
+    }
+
+
+def _inputs() -> tuple[jax.Array, ...]:
+    shape = (BATCH, TIME, HEADS, SIZE)
+    q, k, v = (jr.normal(jr.key(i), shape) for i in range(3))
+    q, k = (z / jnp.linalg.norm(z, axis=-1, keepdims=True) for z in (q, k))
+    beta, decay = (jr.uniform(jr.key(i), shape[:-1]) for i in (3, 4))
+    return q, k, v, beta, -0.1 * decay
+
+
+def _layout(q, k, like, chunk):
+    """Three arrays brought into chunks, and one out of them."""
+    q, k, v = (in_chunks(z, chunk) for z in (q, k, like))
+    return out_of_chunks(q + k + v, like)
+
+
+if __name__ == "__main__":
+    main()
