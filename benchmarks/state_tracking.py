@@ -1,14 +1,14 @@
-"""State tracking: what a product of group elements is, after each of them. Eigenvalues decide.
+"""State tracking: what is the product of the group's elements so far? Eigenvalues decide.
 
 uv run python -m benchmarks.state_tracking
 
-Parity is counting modulo 2, which takes a transition that reflects: an eigenvalue of -1. Addition modulo
-3 takes one that turns, the product of two reflections. S3, the permutations of three things, takes
-both. What only fades, or only learns to answer, forgets (https://arxiv.org/abs/2411.12537,
+Parity is counting modulo 2, which takes a transition that reflects: an eigenvalue of -1. Addition
+modulo 3 takes one that turns, the product of two reflections, and S3, the permutations of three
+things, takes both. What only fades forgets (https://arxiv.org/abs/2411.12537,
 https://arxiv.org/abs/2502.10297).
 
-One layer, trained on all prefixes of up to 64 random elements, first short ones, then longer; tested by the
-last element of longer sequences. Without short convolutions: the recurrence alone.
+One layer, without a short convolution, trained on every prefix of up to 64 random elements, first on
+short ones; tested by the last element of longer sequences.
 """
 
 import itertools
@@ -34,9 +34,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 
-WIDTH, TRAINED, TESTED, BATCH, SEEDS = 32, 64, 256, 64, 3
-STEPS = {"parity": 300, "addition mod 3": 600, "S3": 600}
-HEADS = {"num_heads": 4, "head_dim": 8, "short_width": None}
+WIDTH, SHORTEST, TRAINED, TESTED, BATCH, SEEDS = 32, 6, 64, 256, 64, 3
+STEPS = {"parity": 300, "addition mod 3": 900, "S3": 900}
 
 
 def cyclic(order: int) -> np.ndarray:
@@ -65,13 +64,35 @@ class Contender:
     solves: tuple[str, ...] = ()
 
 
+HEADS = dict(num_heads=8, head_dim=8, chunk=16)
+RULE = HEADS | dict(activation="none")
+REFLECTS = RULE | dict(negative_eigenvalues=True)
 CONTENDERS = [
     Contender(
         "DeltaNet, β ≤ 2",
-        lx.DeltaNetSequenceMixerConfig(**HEADS, negative_eigenvalues=True),
+        lx.DeltaNetSequenceMixerConfig(**REFLECTS, short_width=None),
         ("parity",),
     ),
-    Contender("DeltaNet, β ≤ 1", lx.DeltaNetSequenceMixerConfig(**HEADS)),
+    Contender("DeltaNet, β ≤ 1", lx.DeltaNetSequenceMixerConfig(**RULE, short_width=None)),
+    Contender(
+        "DeltaProduct, two steps, β ≤ 2",
+        lx.GatedDeltaProductSequenceMixerConfig(**REFLECTS, short_width=1, forget_gate=False),
+        ("parity", "addition mod 3", "S3"),
+    ),
+    Contender(
+        "Gated DeltaNet, β ≤ 2",
+        lx.GatedDeltaNetSequenceMixerConfig(**HEADS, short_width=1, negative_eigenvalues=True),
+        ("parity",),
+    ),
+    Contender(
+        "KDA, β ≤ 2",
+        lx.KDASequenceMixerConfig(**HEADS, short_width=1, negative_eigenvalues=True),
+        ("parity",),
+    ),
+    Contender("RWKV-7", lx.RWKV7SequenceMixerConfig(8, chunk=16)),
+    Contender("GLA", lx.GLASequenceMixerConfig(**HEADS)),
+    Contender("mLSTM", lx.MLSTMSequenceMixerConfig(**HEADS)),
+    Contender("Mamba-2", lx.Mamba2SequenceMixerConfig(16, head_dim=8, short_width=1, chunk=16)),
 ]
 
 
@@ -94,7 +115,7 @@ def learn(task: str, contender: Contender) -> tuple[dict, np.ndarray]:
     stack, head = lx.StackConfig((((block,), 1),)), lx.LanguageModelHeadConfig(tied=False)
     config = lx.LanguageModelConfig(len(table), WIDTH, stack, head=head)
     optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(5e-3, steps))
+        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-2, steps))
     )
 
     @eqx.filter_vmap
@@ -113,7 +134,7 @@ def learn(task: str, contender: Contender) -> tuple[dict, np.ndarray]:
     keys = jr.split(jr.key(0), SEEDS)
     model, state = start(keys)
     for i in range(steps):
-        length = min(TRAINED, 4 + 2 * TRAINED * i // steps)
+        length = min(TRAINED, SHORTEST + max(0, 3 * i - steps) * TRAINED // steps)
         here = jax.vmap(partial(jr.fold_in, data=i + 1))(keys)
         model, state = step(jnp.int32(length), model, state, here)
     test = examples(table, jr.key(1), 1024, TESTED)

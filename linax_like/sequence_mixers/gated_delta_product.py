@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ..config import require, require_positive
+from ..config import require, require_choice, require_positive
 from ..context import SequenceContext
 from ..initializers import constant, linear_weight, normal, split, step_size_bias, uniform
 from ..ops.delta_product import delta_product, delta_product_step
@@ -55,6 +56,8 @@ class GatedDeltaProductSequenceMixerConfig(AbstractSequenceMixerConfig):
     - `value_head_dim`: size of a value; by default twice `head_dim`.
     - `negative_eigenvalues`: β up to 2 instead of 1. Without, the product is no reflection.
     - `forget_gate`: one decay for each head; else nothing is forgotten.
+    - `activation`: of queries, keys and values, after the short convolution. silu hardly leaves keys
+        a negative number, so that it keeps them from turning far.
     - `short_width`: taps of the short convolution.
     - `output_gate`: multiply the output by a gate, as large as the values.
     - `norm_eps`: added to the mean square that the norm divides by.
@@ -70,6 +73,7 @@ class GatedDeltaProductSequenceMixerConfig(AbstractSequenceMixerConfig):
     value_head_dim: int | None = None
     negative_eigenvalues: bool = True
     forget_gate: bool = True
+    activation: Literal["silu", "none"] = "silu"
     short_width: int = 4
     output_gate: bool = True
     norm_eps: float = 1e-6
@@ -81,6 +85,7 @@ class GatedDeltaProductSequenceMixerConfig(AbstractSequenceMixerConfig):
     def __post_init__(self):
         require_memory(self)
         require_positive(self, "num_householder", "dt_min", "dt_floor")
+        require_choice(self, "activation")
         require(self.dt_min <= self.dt_max, self, "dt_max", "at least dt_min")
 
     def build(self, in_features: int, key: PRNGKeyArray) -> "GatedDeltaProductSequenceMixer":
@@ -179,7 +184,9 @@ class GatedDeltaProductSequenceMixer(AbstractRecurrentMixer[MemoryState]):
         """One position or many, by the ops given for that."""
         mixed = linear(x, self.qkv_proj)
         short, mixed = convolve(mixed, self.short_weight, None, state.short)
-        q, k, v = self._heads(jax.nn.silu(mixed))
+        if self.config.activation == "silu":
+            mixed = jax.nn.silu(mixed)
+        q, k, v = self._heads(mixed)
         beta = split_heads(linear(x, self.beta_proj), self.config.num_householder)
         beta = correction_rate(beta, self.config.negative_eigenvalues)
         memory, y = remember(state.memory, q, k, v, beta, self._decay(x))
