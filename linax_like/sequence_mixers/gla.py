@@ -65,7 +65,7 @@ class GLASequenceMixerConfig(AbstractSequenceMixerConfig):
     short_width: int | None = None
     output_gate: bool = True
     norm_eps: float = 1e-5
-    chunk: int = 64
+    chunk: int = 32
 
     def __post_init__(self):
         optional = ("head_dim", "num_value_heads", "value_head_dim", "short_width")
