@@ -84,7 +84,6 @@ from .sequence_mixers import (
     GatedDeltaProductSequenceMixerConfig as GatedDeltaProductSequenceMixerConfig,
     GLASequenceMixer as GLASequenceMixer,
     GLASequenceMixerConfig as GLASequenceMixerConfig,
-    GLAState as GLAState,
     HGRNSequenceMixer as HGRNSequenceMixer,
     HGRNSequenceMixerConfig as HGRNSequenceMixerConfig,
     HyenaSequenceMixer as HyenaSequenceMixer,

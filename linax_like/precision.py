@@ -34,6 +34,11 @@ def linear(
     return y if bias is None else y + bias.astype(x.dtype)
 
 
+def einsum(spec: str, a: Array, b: Array) -> Array:
+    """A product of arrays, summed in at least float32."""
+    return jnp.einsum(spec, a, b, preferred_element_type=accumulation_dtype(a.dtype))
+
+
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
     """`tree` with its arrays in the dtype of `like`'s first array."""
     dtype = jax.tree.leaves(like)[0].dtype

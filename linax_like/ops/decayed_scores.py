@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..precision import accumulation_dtype
+from ..precision import einsum
 
 
 _SCORES = "rhbtc,shbic->rshbti"
@@ -39,16 +39,11 @@ def decayed_scores(
     return DecayedScores(scores, jnp.exp(since_start), jnp.exp(until_end))
 
 
-def dot(spec: str, a: Array, b: Array) -> Array:
-    """A product of matrices, summed in at least float32."""
-    return jnp.einsum(spec, a, b, preferred_element_type=accumulation_dtype(a.dtype))
-
-
 def _by_halves(rows, columns, log_decay):
     """M of every block, and the logarithms of the other two. Shapes are (…, blocks, time, key)."""
     time, dtype = log_decay.shape[-2], rows.dtype
     if time == 1:
-        return dot(_SCORES, rows, columns), log_decay, jnp.zeros_like(log_decay)
+        return einsum(_SCORES, rows, columns), log_decay, jnp.zeros_like(log_decay)
     if time % 2:
         scores, since_start, until_end = _by_halves(*map(_pad, (rows, columns, log_decay)))
         return scores[..., :-1, :-1], since_start[..., :-1, :], until_end[..., :-1, :]
@@ -56,7 +51,7 @@ def _by_halves(rows, columns, log_decay):
     within, since_start, until_end = (_pair(z) for z in _by_halves(*halves))
     after = _pair(halves[0])[1] * jnp.exp(since_start[1])
     before = _pair(halves[1])[0] * jnp.exp(until_end[0])
-    across = dot(_SCORES, after.astype(dtype), before.astype(dtype))
+    across = einsum(_SCORES, after.astype(dtype), before.astype(dtype))
     above = jnp.concatenate([within[0], jnp.zeros_like(across)], axis=-1)
     below = jnp.concatenate([across, within[1]], axis=-1)
     first, second = (z[..., -1:, :] for z in since_start)

@@ -32,7 +32,6 @@ from .gated_delta_product import (
 from .gla import (
     GLASequenceMixer as GLASequenceMixer,
     GLASequenceMixerConfig as GLASequenceMixerConfig,
-    GLAState as GLAState,
 )
 from .hgrn import (
     HGRNSequenceMixer as HGRNSequenceMixer,

@@ -11,11 +11,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -23,18 +22,17 @@ from ..config import require, require_choice, require_positive
 from ..context import SequenceContext
 from ..initializers import constant, linear_weight, normal, split
 from ..ops.gated_linear_attention import gated_linear_attention, gated_linear_attention_step
-from ..ops.short_conv import short_conv, short_conv_step
-from ..precision import accumulation_dtype, linear, upcast
+from ..precision import linear, upcast
 from ..types import Frame, Signal
-from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
+from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig
 from .heads import (
     key_and_value_sizes,
     linear_attention_flops,
     norm_of_heads,
-    projection_flops,
     split_heads,
     split_qkv,
 )
+from .memory import empty_memory, memory_flops, MemoryState, prefill_memory, step_memory
 
 
 @dataclass(frozen=True)
@@ -79,18 +77,7 @@ class GLASequenceMixerConfig(AbstractSequenceMixerConfig):
         return GLASequenceMixer(in_features, self, key)
 
 
-class GLAState(NamedTuple):
-    """What the current document left.
-
-    - `short`: the last inputs of the short convolution, the newest last.
-    - `memory`: S.
-    """
-
-    short: Float[Array, "last channels"]
-    memory: Float[Array, "heads key value"]
-
-
-class GLASequenceMixer(AbstractRecurrentMixer[GLAState]):
+class GLASequenceMixer(AbstractRecurrentMixer[MemoryState]):
     """Linear attention with a decay for every channel of a key."""
 
     config: GLASequenceMixerConfig = eqx.field(static=True)
@@ -146,47 +133,36 @@ class GLASequenceMixer(AbstractRecurrentMixer[GLAState]):
     ) -> Signal:
         return self.prefill(self.init_state(len(x), x.dtype), x, context=context)[1]
 
-    def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> GLAState:
-        dtype = accumulation_dtype(dtype or jnp.float32)
+    def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> MemoryState:
         short = ((self.config.short_width or 1) - 1, self.qkv_proj.shape[0])
         memory = (self.num_value_heads, self.head_dim, self.value_head_dim)
-        return GLAState(jnp.zeros(short, dtype), jnp.zeros(memory, dtype))
+        return empty_memory(short, memory, dtype)
 
     def prefill(
-        self, state: GLAState, x: Signal, *, context: SequenceContext | None = None
-    ) -> tuple[GLAState, Signal]:
-        x, context = enter(self, x, context)
-        rules = context.rules()
-
-        def remember(memory, q, k, v, log_decay):
-            chunk = self.config.chunk
-            return gated_linear_attention(q, k, v, log_decay, memory, chunk=chunk, **rules)
-
-        state, y = self._advance(state, x, partial(short_conv, **rules), remember)
-        return state, context.blank_padding(y)
+        self, state: MemoryState, x: Signal, *, context: SequenceContext | None = None
+    ) -> tuple[MemoryState, Signal]:
+        recurrence = partial(gated_linear_attention, chunk=self.config.chunk)
+        return prefill_memory(self, self._advance, recurrence, state, x, context)
 
     def step(
-        self, state: GLAState, x: Frame, *, context: SequenceContext | None = None
-    ) -> tuple[GLAState, Frame]:
-        x, context = enter(self, x, context)
-        start = context.forget(state)
-        new, y = self._advance(start, x, short_conv_step, gated_linear_attention_step)
-        return keep_at_padding(context, new, state), context.blank_padding(y)
+        self, state: MemoryState, x: Frame, *, context: SequenceContext | None = None
+    ) -> tuple[MemoryState, Frame]:
+        step = gated_linear_attention_step
+        return step_memory(self, self._advance, step, state, x, context)
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time = math.prod(spatial_dims)
         sizes = min(self.config.chunk, time), self.head_dim, self.value_head_dim
         heads = self.num_value_heads * linear_attention_flops(*sizes)
-        forward = time * (projection_flops(self) + heads)
-        return forward if inference else 3 * forward
+        return memory_flops(self, time, heads, inference)
 
     def _advance(
         self,
-        state: GLAState,
+        state: MemoryState,
         x: Float[Array, "*time features"],
         convolve: Callable,
         remember: Callable,
-    ) -> tuple[GLAState, Float[Array, "*time features"]]:
+    ) -> tuple[MemoryState, Float[Array, "*time features"]]:
         """One position or many, by the ops given for that."""
         short, mixed = state.short, linear(x, self.qkv_proj)
         if self.short_weight is not None:
@@ -194,10 +170,9 @@ class GLASequenceMixer(AbstractRecurrentMixer[GLAState]):
         if self.config.activation == "silu":
             mixed = jax.nn.silu(mixed)
         q, k, v = split_qkv(mixed, self.num_heads, self.head_dim, self.num_value_heads)
-        log_decay = self._log_decay(x)
-        memory = state.memory.astype(log_decay.dtype)
-        memory, y = remember(memory, q / math.sqrt(self.head_dim), k, v, log_decay)
-        return GLAState(short, memory), self._readout(y, x)
+        q = q / math.sqrt(self.head_dim)
+        memory, y = remember(state.memory, q, k, v, self._log_decay(x))
+        return MemoryState(short, memory), self._readout(y, x)
 
     def _log_decay(self, x: Float[Array, "*time features"]) -> Float[Array, "*time heads key"]:
         logits = upcast(linear(linear(x, self.decay_in_proj), self.decay_out_proj))

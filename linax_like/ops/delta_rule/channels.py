@@ -13,7 +13,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..decayed_scores import decayed_scores, dot
+from ...precision import einsum
+from ..decayed_scores import decayed_scores
 from ..matrix_memory import chunk_recurrence, in_chunks, out_of_chunks
 from ..triangular import unit_triangular_inverse
 
@@ -42,8 +43,10 @@ def _prepare(chunk) -> Prepared:
     (of_k, of_q), since_start, until_end = decayed_scores(jnp.stack([k, q]), k[None], log_decay)
     inverse = unit_triangular_inverse(beta * of_k[0]).astype(dtype)
     return Prepared(
-        write=dot("hti,hiv->htv", inverse, (beta * v).astype(dtype)),
-        erase=dot("hti,hic->htc", inverse, (beta * k * since_start).astype(dtype)).astype(dtype),
+        write=einsum("hti,hiv->htv", inverse, (beta * v).astype(dtype)),
+        erase=einsum("hti,hic->htc", inverse, (beta * k * since_start).astype(dtype)).astype(
+            dtype
+        ),
         q=(q * since_start).astype(dtype),
         mix=of_q[0].astype(dtype),
         through=since_start[:, -1],
@@ -54,6 +57,6 @@ def _prepare(chunk) -> Prepared:
 def _advance(state, chunk: Prepared):
     dtype = chunk.q.dtype
     entering = state.astype(dtype)
-    written = (chunk.write - dot("htc,hcv->htv", chunk.erase, entering)).astype(dtype)
-    y = dot("htc,hcv->htv", chunk.q, entering) + dot("hti,hiv->htv", chunk.mix, written)
-    return chunk.through[:, :, None] * state + dot("htc,htv->hcv", chunk.k, written), y
+    written = (chunk.write - einsum("htc,hcv->htv", chunk.erase, entering)).astype(dtype)
+    y = einsum("htc,hcv->htv", chunk.q, entering) + einsum("hti,hiv->htv", chunk.mix, written)
+    return chunk.through[:, :, None] * state + einsum("htc,htv->hcv", chunk.k, written), y

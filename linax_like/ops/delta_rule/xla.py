@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ...precision import accumulation_dtype, upcast
+from ...precision import einsum, upcast
 from ..decays import decays_of
 from ..matrix_memory import chunk_recurrence, in_chunks, out_of_chunks
 from ..triangular import unit_triangular_inverse, unit_triangular_solve
@@ -47,7 +47,7 @@ class Prepared(NamedTuple):
 def _prepare(chunk) -> Prepared:
     q, k, v, beta, log_decay = chunk
     beta = upcast(beta)[..., None]
-    scores, lower = _dot("hik,hjk->hij", q, k), beta * _dot("hik,hjk->hij", k, k)
+    scores, lower = einsum("hik,hjk->hij", q, k), beta * einsum("hik,hjk->hij", k, k)
     removed, added, kept = k, k, None
     if log_decay is None:
         scores = jnp.tril(scores)
@@ -64,16 +64,12 @@ def _prepare(chunk) -> Prepared:
 def _advance(state, prepared: Prepared):
     queries, removed, added, values, beta, scores, lower, inverse, kept = prepared
     entering = _as(values, state)
-    right = beta * (values - _dot("hik,hkv->hiv", removed, entering))
+    right = beta * (values - einsum("hik,hkv->hiv", removed, entering))
     changes = _as(values, unit_triangular_solve(lower, inverse, right))
-    y = _dot("hik,hkv->hiv", queries, entering) + _dot("hij,hjv->hiv", scores, changes)
+    y = einsum("hik,hkv->hiv", queries, entering) + einsum("hij,hjv->hiv", scores, changes)
     state = state if kept is None else kept * state
-    return state + _dot("hik,hiv->hkv", added, changes), y
+    return state + einsum("hik,hiv->hkv", added, changes), y
 
 
 def _as(like, x):
     return x.astype(like.dtype)
-
-
-def _dot(spec, a, b):
-    return jnp.einsum(spec, a, b, preferred_element_type=accumulation_dtype(a.dtype))

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from jaxtyping import Array
 
-from ..decayed_scores import decayed_scores, dot
+from ...precision import einsum
+from ..decayed_scores import decayed_scores
 from ..matrix_memory import chunk_recurrence, in_chunks, out_of_chunks
 
 
@@ -31,11 +32,11 @@ class Prepared(NamedTuple):
 def _prepare(chunk) -> Prepared:
     q, k, v, log_decay = chunk
     scores, since_start, until_end = decayed_scores(q[None], k[None], log_decay)
-    y = dot("hti,hiv->htv", scores[0, 0].astype(v.dtype), v)
-    added = dot("htc,htv->hcv", (k * until_end).astype(v.dtype), v)
+    y = einsum("hti,hiv->htv", scores[0, 0].astype(v.dtype), v)
+    added = einsum("htc,htv->hcv", (k * until_end).astype(v.dtype), v)
     return Prepared((q * since_start).astype(q.dtype), since_start[:, -1], y, added)
 
 
 def _advance(state, prepared: Prepared):
-    y = prepared.y + dot("htc,hcv->htv", prepared.q, state.astype(prepared.q.dtype))
+    y = prepared.y + einsum("htc,hcv->htv", prepared.q, state.astype(prepared.q.dtype))
     return prepared.through[:, :, None] * state + prepared.added, y

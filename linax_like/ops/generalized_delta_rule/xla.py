@@ -14,7 +14,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..decayed_scores import decayed_scores, dot
+from ...precision import einsum
+from ..decayed_scores import decayed_scores
 from ..matrix_memory import chunk_recurrence, in_chunks, out_of_chunks
 from ..triangular import unit_triangular_inverse
 
@@ -50,26 +51,30 @@ def _prepare(chunk) -> Prepared:
     qb, qk = scores[1].astype(dtype)
     before = _from_previous(since_start, at_start=1.0)
     inverse = unit_triangular_inverse(-ab).astype(dtype)
-    found = dot("hti,hiv->htv", ak.astype(dtype), v)
+    found = einsum("hti,hiv->htv", ak.astype(dtype), v)
     return Prepared(
-        look=dot("hti,hic->htc", inverse, (a * before).astype(dtype)).astype(dtype),
-        found=dot("hti,hiv->htv", inverse, found.astype(dtype)),
+        look=einsum("hti,hic->htc", inverse, (a * before).astype(dtype)).astype(dtype),
+        found=einsum("hti,hiv->htv", inverse, found.astype(dtype)),
         q=(q * since_start).astype(dtype),
         mix=qb,
-        y=dot("hti,hiv->htv", qk, v),
+        y=einsum("hti,hiv->htv", qk, v),
         through=since_start[:, -1],
         b=(b * until_end).astype(dtype),
-        added=dot("htc,htv->hcv", (k * until_end).astype(dtype), v),
+        added=einsum("htc,htv->hcv", (k * until_end).astype(dtype), v),
     )
 
 
 def _advance(state, chunk: Prepared):
     dtype = chunk.q.dtype
     entering = state.astype(dtype)
-    found = (chunk.found + dot("htc,hcv->htv", chunk.look, entering)).astype(dtype)
-    y = chunk.y + dot("htc,hcv->htv", chunk.q, entering) + dot("hti,hiv->htv", chunk.mix, found)
+    found = (chunk.found + einsum("htc,hcv->htv", chunk.look, entering)).astype(dtype)
+    y = (
+        chunk.y
+        + einsum("htc,hcv->htv", chunk.q, entering)
+        + einsum("hti,hiv->htv", chunk.mix, found)
+    )
     kept = chunk.through[:, :, None] * state
-    return kept + chunk.added + dot("htc,htv->hcv", chunk.b, found), y
+    return kept + chunk.added + einsum("htc,htv->hcv", chunk.b, found), y
 
 
 def _from_next(z):

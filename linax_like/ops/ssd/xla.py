@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ...precision import accumulation_dtype, upcast
+from ...precision import einsum, upcast
 from ..decays import decays_of
 
 
@@ -81,16 +81,16 @@ def _advance(state, chunks: Chunks):
     """The state after the chunks; and the states that enter them, and their outputs."""
     x, b, c = chunks.x, chunks.b, chunks.c
     decays = decays_of(chunks.log_decay)
-    scores = _dot("kgqn,kgsn->kgqs", c, b)
-    within = _dot("kgmqs,kgmsp->kgmqp", _as(x, scores[:, :, None] * decays.between), x)
-    added = _dot("kgmsp,kgsn->kgmpn", _as(x, decays.until_end[..., None] * x), b)
+    scores = einsum("kgqn,kgsn->kgqs", c, b)
+    within = einsum("kgmqs,kgmsp->kgmqp", _as(x, scores[:, :, None] * decays.between), x)
+    added = einsum("kgmsp,kgsn->kgmpn", _as(x, decays.until_end[..., None] * x), b)
 
     def step(state, inputs):
         through, added = inputs
         return through[..., None, None] * state + added, state
 
     state, entering = jax.lax.scan(step, state, (decays.through, added))
-    from_before = _dot("kgqn,kgmpn->kgmqp", c, _as(c, entering))
+    from_before = einsum("kgqn,kgmpn->kgmqp", c, _as(c, entering))
     return state, (entering, within + decays.since_start[..., None] * from_before)
 
 
@@ -100,18 +100,18 @@ def _pull_back(d_state, inputs: tuple[Chunks, Array, Array]):
     x, b, c = chunks.x, chunks.b, chunks.c
     decays = decays_of(chunks.log_decay)
     # Y = (S ⊙ D) X
-    scores = _dot("kgqn,kgsn->kgqs", c, b)[:, :, None]
-    d_scores = _dot("kgmqp,kgmsp->kgmqs", dy, x) * decays.between
-    dx = _dot("kgmqs,kgmqp->kgmsp", _as(x, scores * decays.between), dy)
+    scores = einsum("kgqn,kgsn->kgqs", c, b)[:, :, None]
+    d_scores = einsum("kgmqp,kgmsp->kgmqs", dy, x) * decays.between
+    dx = einsum("kgmqs,kgmqp->kgmsp", _as(x, scores * decays.between), dy)
     slope = jnp.tril(d_scores * scores, -1)  # by log D, whose diagonal is constant
     d_scores = _as(c, jnp.sum(d_scores, axis=2))
-    dc = _dot("kgqs,kgsn->kgqn", d_scores, b)
-    db = _dot("kgqs,kgqn->kgsn", d_scores, c)
+    dc = einsum("kgqs,kgsn->kgqn", d_scores, b)
+    db = einsum("kgqs,kgqn->kgsn", d_scores, c)
     # Y = exp(ℓ) ⊙ C hᵀ
     dy = _as(x, decays.since_start[..., None] * dy)
-    by_head = _dot("kgmqp,kgmpn->kgmqn", dy, _as(x, entering))
+    by_head = einsum("kgmqp,kgmpn->kgmqn", dy, _as(x, entering))
     dc = dc + jnp.sum(by_head, axis=2)
-    d_entering = _dot("kgmqp,kgqn->kgmpn", dy, c)
+    d_entering = einsum("kgmqp,kgqn->kgmpn", dy, c)
 
     def step(d_state, inputs):
         through, d_entering = inputs
@@ -119,9 +119,9 @@ def _pull_back(d_state, inputs: tuple[Chunks, Array, Array]):
 
     d_state, d_leaving = jax.lax.scan(step, d_state, (decays.through, d_entering), reverse=True)
     # h' = exp(ℓ[Q]) h + Xᵀ (exp(ℓ[Q] - ℓ) ⊙ B)
-    into = decays.until_end[..., None] * _dot("kgmpn,kgsn->kgmsp", _as(b, d_leaving), b)
+    into = decays.until_end[..., None] * einsum("kgmpn,kgsn->kgmsp", _as(b, d_leaving), b)
     faded = _as(x, decays.until_end[..., None] * x)
-    db = db + jnp.sum(_dot("kgmsp,kgmpn->kgmsn", faded, _as(x, d_leaving)), axis=2)
+    db = db + jnp.sum(einsum("kgmsp,kgmpn->kgmsn", faded, _as(x, d_leaving)), axis=2)
     # All of it by ℓ.
     d_until_end = jnp.sum(into * x, axis=-1).at[..., -1].set(0.0)
     d_through = decays.through * jnp.sum(d_leaving * entering, axis=(-1, -2))
@@ -173,7 +173,3 @@ def _by_head(state):
 
 def _as(like, x):
     return x.astype(like.dtype)
-
-
-def _dot(spec, a, b):
-    return jnp.einsum(spec, a, b, preferred_element_type=accumulation_dtype(a.dtype))
