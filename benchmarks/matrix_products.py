@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from linax_like.ops import delta_rule, ssd
+from linax_like.ops import delta_rule, gated_linear_attention, generalized_delta_rule, ssd
 from linax_like.ops.matrix_memory import in_chunks, out_of_chunks
 from linax_like.ops.triangular import unit_triangular_inverse
 
@@ -22,38 +22,46 @@ CHUNKS = (32, 64, 128)
 
 
 class Case(NamedTuple):
-    """An op of (q, k, v, β, log decay), and its operations at one position of one head."""
+    """An op, and how many products it has of a position with its chunk, and with the state."""
 
-    apply: Callable
-    flops: Callable[[int], int]
-    solves: bool
+    apply: Callable  # of q, k, v, β, the log decay by channel, and the chunk
+    with_chunk: int
+    with_state: int
+    solves: bool = True
 
 
-def _plain(q, k, v, beta, log_decay, chunk):
+def _delta_rule(q, k, v, beta, log_decay, chunk):
     return delta_rule(q, k, v, beta, chunk=chunk)[1]
 
 
-def _gated(q, k, v, beta, log_decay, chunk):
+def _gated_delta_rule(q, k, v, beta, log_decay, chunk):
+    return delta_rule(q, k, v, beta, log_decay[..., 0], chunk=chunk)[1]
+
+
+def _delta_rule_by_channel(q, k, v, beta, log_decay, chunk):
     return delta_rule(q, k, v, beta, log_decay, chunk=chunk)[1]
 
 
+def _generalized_delta_rule(q, k, v, beta, log_decay, chunk):
+    b = -beta[..., None] * k
+    return generalized_delta_rule(q, k, v, k, b, log_decay, chunk=chunk)[1]
+
+
+def _gated_linear_attention(q, k, v, beta, log_decay, chunk):
+    return gated_linear_attention(q, k, v, log_decay, chunk=chunk)[1]
+
+
 def _ssd(q, k, v, beta, log_decay, chunk):
-    return ssd(v, log_decay, k, q, chunk=chunk)[1]
-
-
-def _delta_rule_flops(chunk: int) -> int:
-    """Two products for scores, one for the system, one for the outputs; three with the state."""
-    return 2 * SIZE * (4 * chunk + 3 * SIZE)
-
-
-def _ssd_flops(chunk: int) -> int:
-    return 2 * SIZE * (2 * chunk + 2 * SIZE)
+    return ssd(v, log_decay[..., 0], k, q, chunk=chunk)[1]
 
 
 CASES = {
-    "delta rule": Case(_plain, _delta_rule_flops, True),
-    "delta rule, gated": Case(_gated, _delta_rule_flops, True),
-    "ssd": Case(_ssd, _ssd_flops, False),
+    "delta rule": Case(_delta_rule, 4, 3),
+    "delta rule, a decay per head": Case(_gated_delta_rule, 4, 3),
+    "delta rule, a decay per channel": Case(_delta_rule_by_channel, 5, 3),
+    "generalized delta rule": Case(_generalized_delta_rule, 9, 4),
+    "gated linear attention": Case(_gated_linear_attention, 2, 2, solves=False),
+    "ssd": Case(_ssd, 2, 2, solves=False),
 }
 
 
@@ -68,7 +76,8 @@ def row(name: str, chunk: int) -> dict:
     case, inputs = CASES[name], _inputs()
     apply = lambda *inputs: jax.vmap(lambda *one: case.apply(*one, chunk))(*inputs)
     gradient = jax.grad(lambda *inputs: jnp.mean(apply(*inputs) ** 2), argnums=tuple(range(5)))
-    flops = BATCH * TIME * HEADS * case.flops(chunk)
+    by_position = 2 * SIZE * (case.with_chunk * chunk + case.with_state * SIZE)
+    flops = BATCH * TIME * HEADS * by_position
     matrices = jr.normal(jr.key(0), (flops // (2 * chunk**3), chunk, chunk))
     lower = jr.normal(jr.key(1), (BATCH * TIME * HEADS // chunk, chunk, chunk)) / chunk
     functions = {
@@ -109,8 +118,7 @@ def _inputs() -> tuple[jax.Array, ...]:
     shape = (BATCH, TIME, HEADS, SIZE)
     q, k, v = (jr.normal(jr.key(i), shape) for i in range(3))
     q, k = (z / jnp.linalg.norm(z, axis=-1, keepdims=True) for z in (q, k))
-    beta, decay = (jr.uniform(jr.key(i), shape[:-1]) for i in (3, 4))
-    return q, k, v, beta, -0.1 * decay
+    return q, k, v, jr.uniform(jr.key(3), shape[:-1]), -0.1 * jr.uniform(jr.key(4), shape)
 
 
 def _layout(q, k, like, chunk):

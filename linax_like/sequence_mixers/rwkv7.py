@@ -66,7 +66,7 @@ class RWKV7SequenceMixerConfig(AbstractSequenceMixerConfig):
     rate_rank: int | None = None
     gate_rank: int | None = None
     norm_eps: float = 64e-5
-    chunk: int = 64
+    chunk: int = 32
 
     def __post_init__(self):
         optional = ("num_heads", "head_dim", "decay_rank", "rate_rank", "gate_rank")
