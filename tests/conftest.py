@@ -53,9 +53,14 @@ def _runs_anywhere(file: str) -> bool:
     """Whether the file's tests say nothing of a platform, so that they hold on a GPU as well."""
     numeric = ("test_mixer_laws", "test_golden", "test_float64", "test_linear_scan")
     scans = ("test_selective_scan", "test_ssd", "test_oscillator", "test_max_scan")
-    memories = ("test_delta_", "test_gated_linear", "test_generalized", "test_decayed", "test_triang")
+    memories = (
+        "test_delta_",
+        "test_gated_linear",
+        "test_generalized",
+        "test_decayed",
+        "test_triang",
+    )
     return file.startswith((*numeric, *scans, *memories))
-
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -7,18 +7,18 @@ as well, and everything about it but the matrix itself can be computed for all c
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ..precision import upcast
+from .complex_pair import expm1
 from .rows import blank, expand
 from .varying import vary_together
 
 
-Prepared = TypeVar("Prepared")
 State = Float[Array, "heads key value"]
 Values = Float[Array, "time heads value"]
 
@@ -26,44 +26,74 @@ Values = Float[Array, "time heads value"]
 FORGOTTEN = -2000.0
 
 
+class Recurrence(NamedTuple):
+    """A recurrence of a matrix, by positions and by chunks.
+
+    - `step`: from the state and what one position brings to the next state, and the output; None
+        where thousands of steps round more than a few chunks do.
+    - `prepare`: what a chunk brings, without the state.
+    - `advance`: from the state and that to the state after the chunk, and its outputs.
+    """
+
+    step: Callable[..., tuple[Array, Array]] | None
+    prepare: Callable[[PyTree], Any]
+    advance: Callable[[Array, Any], tuple[Array, Array]]
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def chunk_recurrence(
-    prepare: Callable[[PyTree], Prepared],
-    advance: Callable[[Array, Prepared], tuple[Array, Array]],
-    state: Array,
-    chunks: PyTree,
-) -> tuple[Array, Array]:
-    """The state after all chunks, and their outputs. The gradient stores the states between them.
+    recurrence: Recurrence, chunk: int, state: State, inputs: PyTree
+) -> tuple[State, Values]:
+    """The state after all positions, and their outputs. The gradient stores the states between chunks.
 
-    - `prepare`: what a chunk's inputs amount to, without the state.
-    - `advance`: the state after the chunk, and its outputs.
-    - `chunks`: floating-point inputs, chunks first.
+    - `inputs`: arrays of floating-point numbers, time first. Zeros leave the state as it is.
 
-    A CPU goes over the chunks one by one, so that their matrices stay in its cache, in at least
-    float32. An accelerator prepares all of them at once.
+    A CPU goes from position to position, if there is a step: the state stays in its cache, and a step
+    is less work than its part of a chunk. Its gradient goes from chunk to chunk. Both are in at least
+    float32. An accelerator prepares all chunks at once.
     """
-    return _forward(prepare, advance, state, chunks)[0]
+    return _forward(recurrence, chunk, state, inputs)[0]
 
 
-def _forward(prepare, advance, state, chunks):
+def _forward(recurrence, chunk, state, inputs):
+    step, prepare, advance = recurrence
+    like = jax.tree.leaves(inputs)[0]
+
+    def by_position(state, inputs):
+        assert step is not None
+
+        def through(state, rows):
+            end, y = jax.lax.scan(lambda state, row: step(state, *row), state, rows)
+            return end, (state, y)
+
+        rows = jax.tree.map(lambda z: _split(upcast(z), chunk), inputs)
+        end, (entering, y) = jax.lax.scan(through, state, rows)
+        return end, entering, _join(y, like)
+
     def emit(state, prepared):
         new, y = advance(state, prepared)
         return new, (state, y)
 
-    def one_by_one(state, chunks):
-        step = lambda state, chunk: emit(state, prepare(chunk))
-        return jax.lax.scan(step, state, jax.tree.map(upcast, chunks))
+    def one_by_one(state, inputs):
+        chunks = jax.tree.map(upcast, _in_chunks(inputs, chunk))
+        through = lambda state, chunk: emit(state, prepare(chunk))
+        end, (entering, y) = jax.lax.scan(through, state, chunks)
+        return end, entering, _out_of_chunks(y, like)
 
-    def at_once(state, chunks):
-        return jax.lax.scan(emit, state, jax.vmap(prepare)(chunks))
+    def at_once(state, inputs):
+        prepared = jax.vmap(prepare)(_in_chunks(inputs, chunk))
+        end, (entering, y) = jax.lax.scan(emit, state, prepared)
+        return end, entering, _out_of_chunks(y, like)
 
-    end, (entering, y) = jax.lax.platform_dependent(state, chunks, cpu=one_by_one, default=at_once)
-    return (end, y), (chunks, entering)
+    on_cpu = one_by_one if step is None else by_position
+    end, entering, y = jax.lax.platform_dependent(state, inputs, cpu=on_cpu, default=at_once)
+    return (end, y), (inputs, entering)
 
 
-def _backward(prepare, advance, residuals, cotangents):
-    chunks, entering = residuals
+def _backward(recurrence, chunk, residuals, cotangents):
+    inputs, entering = residuals
     d_state, dy = cotangents
+    _, prepare, advance = recurrence
 
     def one_by_one(d_state, chunks, entering, dy):
         def step(d_state, inputs):
@@ -71,9 +101,8 @@ def _backward(prepare, advance, residuals, cotangents):
             _, pull = jax.vjp(lambda state, chunk: advance(state, prepare(chunk)), entering, chunk)
             return pull((d_state, dy))
 
-        wide = jax.tree.map(upcast, chunks)
-        d_state, d_chunks = jax.lax.scan(step, d_state, (wide, entering, dy), reverse=True)
-        return d_state, jax.tree.map(lambda d, x: d.astype(x.dtype), d_chunks, chunks)
+        wide = jax.tree.map(upcast, (chunks, entering, dy))
+        return jax.lax.scan(step, d_state, wide, reverse=True)
 
     def at_once(d_state, chunks, entering, dy):
         prepared, pull_chunks = jax.vjp(jax.vmap(prepare), chunks)
@@ -83,30 +112,38 @@ def _backward(prepare, advance, residuals, cotangents):
             return jax.vjp(advance, entering, prepared)[1]((d_state, dy))
 
         d_state, d_prepared = jax.lax.scan(step, d_state, (prepared, entering, dy), reverse=True)
-        return d_state, pull_chunks(d_prepared)[0]
+        d_chunks = pull_chunks(d_prepared)[0]
+        return d_state, jax.tree.map(upcast, d_chunks)
 
-    return jax.lax.platform_dependent(
-        d_state, chunks, entering, dy, cpu=one_by_one, default=at_once
-    )
+    chunks, dy = _in_chunks(inputs, chunk), upcast(_in_chunks(dy, chunk))
+    operands = (d_state, chunks, entering, dy)
+    d_state, d_chunks = jax.lax.platform_dependent(*operands, cpu=one_by_one, default=at_once)
+    return d_state, jax.tree.map(_out_of_chunks, d_chunks, inputs)
 
 
 chunk_recurrence.defvjp(_forward, _backward)
 
 
-def in_chunks(x: Float[Array, "time heads *shape"], chunk: int) -> Float[Array, "..."]:
-    """(time, heads, …) → (chunks, heads, size, …): equal chunks, as few as can be.
-
-    What fills up the last is zero: it must leave the state as it is.
-    """
+def _split(x, chunk):
+    """(time, …) → (chunks, size, …): equal chunks, as few as can be, the last filled up with zeros."""
     size = -(-len(x) // -(-len(x) // chunk))
     padded = jnp.pad(x, ((0, -len(x) % size), *((0, 0) for _ in x.shape[1:])))
-    return jnp.moveaxis(padded.reshape(-1, size, *x.shape[1:]), 1, 2)
+    return padded.reshape(-1, size, *x.shape[1:])
 
 
-def out_of_chunks(y: Float[Array, "chunks heads size value"], like: Values) -> Values:
-    """The inverse of `in_chunks`."""
-    y = jnp.moveaxis(y, 1, 2)
-    return y.reshape(-1, *y.shape[2:])[: len(like)].astype(like.dtype)
+def _join(x, like):
+    """The inverse of `_split`."""
+    return x.reshape(-1, *x.shape[2:])[: len(like)].astype(like.dtype)
+
+
+def _in_chunks(tree, chunk):
+    """(time, heads, …) → (chunks, heads, size, …)"""
+    return jax.tree.map(lambda z: jnp.moveaxis(_split(z, chunk), 1, 2), tree)
+
+
+def _out_of_chunks(x, like):
+    """The inverse of `_in_chunks`."""
+    return _join(jnp.moveaxis(x, 1, 2), like)
 
 
 def forget(
@@ -119,6 +156,13 @@ def forget(
     if resets is None:
         return log_decay
     return jnp.where(expand(resets, log_decay), FORGOTTEN, log_decay)
+
+
+def decayed(state: State, log_decay: Float[Array, " heads *key"]) -> State:
+    """`exp(log_decay)` times the state. A product with a decay near 1 would round to one side."""
+    # Behind the barrier once for each channel, not for each number of the state.
+    lost = jax.lax.optimization_barrier(expm1(log_decay.astype(state.dtype)))
+    return state + lost.reshape(*lost.shape, *(1,) * (state.ndim - lost.ndim)) * state
 
 
 def over_shards(

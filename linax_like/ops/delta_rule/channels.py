@@ -15,15 +15,15 @@ from jaxtyping import Array
 
 from ...precision import einsum
 from ..decayed_scores import decayed_scores
-from ..matrix_memory import chunk_recurrence, in_chunks, out_of_chunks
+from ..matrix_memory import chunk_recurrence, Recurrence
 from ..triangular import unit_triangular_inverse
+from .reference import delta_rule_step
 
 
 def channelwise_delta_rule(state, q, k, v, beta, log_decay, chunk):
     """As `sequential_delta_rule`."""
-    chunks = tuple(in_chunks(z, chunk) for z in (q, k, v, beta, log_decay))
-    state, y = chunk_recurrence(_prepare, _advance, state, chunks)
-    return state, out_of_chunks(y, v)
+    recurrence = Recurrence(delta_rule_step, _prepare, _advance)
+    return chunk_recurrence(recurrence, chunk, state, (q, k, v, beta, log_decay))
 
 
 class Prepared(NamedTuple):

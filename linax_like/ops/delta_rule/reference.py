@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..matrix_memory import decayed
+
 
 def delta_rule_step(
     state: Float[Array, "heads key value"],
@@ -17,8 +19,7 @@ def delta_rule_step(
     dtype = state.dtype
     q, k = (jnp.repeat(z.astype(dtype), len(v) // len(z), axis=0) for z in (q, k))
     if log_decay is not None:
-        decay = jnp.exp(log_decay.astype(dtype))
-        state = decay.reshape(len(v), -1, 1) * state
+        state = decayed(state, log_decay)
     error = v.astype(dtype) - jnp.einsum("hkv,hk->hv", state, k)
     write = beta.astype(dtype)[:, None] * k
     state = state + write[:, :, None] * error[:, None, :]

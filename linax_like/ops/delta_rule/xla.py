@@ -18,16 +18,15 @@ from jaxtyping import Array, Float
 
 from ...precision import einsum, upcast
 from ..decays import decays_of
-from ..matrix_memory import chunk_recurrence, in_chunks, out_of_chunks
+from ..matrix_memory import chunk_recurrence, Recurrence
 from ..triangular import unit_triangular_inverse, unit_triangular_solve
+from .reference import delta_rule_step
 
 
 def chunked_delta_rule(state, q, k, v, beta, log_decay, chunk):
     """As `sequential_delta_rule`, with no decay or one per head."""
-    inputs = (q, k, v, beta, log_decay)
-    chunks = [None if z is None else in_chunks(z, chunk) for z in inputs]
-    state, y = chunk_recurrence(_prepare, _advance, state, chunks)
-    return state, out_of_chunks(y, v)
+    recurrence = Recurrence(delta_rule_step, _prepare, _advance)
+    return chunk_recurrence(recurrence, chunk, state, (q, k, v, beta, log_decay))
 
 
 class Prepared(NamedTuple):

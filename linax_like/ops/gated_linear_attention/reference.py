@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..matrix_memory import decayed
+
 
 def gated_linear_attention_step(
     state: Float[Array, "heads key value"],
@@ -15,8 +17,7 @@ def gated_linear_attention_step(
     """One position. The caller forgets the state at a new document, and keeps it at padding."""
     dtype = state.dtype
     q, k = (jnp.repeat(z.astype(dtype), len(v) // len(z), axis=0) for z in (q, k))
-    decayed = jnp.exp(log_decay.astype(dtype))[:, :, None] * state
-    state = decayed + k[:, :, None] * v.astype(dtype)[:, None, :]
+    state = decayed(state, log_decay) + k[:, :, None] * v.astype(dtype)[:, None, :]
     return state, jnp.einsum("hkv,hk->hv", state, q).astype(v.dtype)
 
 

@@ -12,14 +12,13 @@ from jaxtyping import Array
 
 from ...precision import einsum
 from ..decayed_scores import decayed_scores
-from ..matrix_memory import chunk_recurrence, in_chunks, out_of_chunks
+from ..matrix_memory import chunk_recurrence, Recurrence
 
 
 def chunked_gated_linear_attention(state, q, k, v, log_decay, chunk):
     """As `sequential_gated_linear_attention`."""
-    chunks = tuple(in_chunks(z, chunk) for z in (q, k, v, log_decay))
-    state, y = chunk_recurrence(_prepare, _advance, state, chunks)
-    return state, out_of_chunks(y, v)
+    recurrence = Recurrence(None, _prepare, _advance)
+    return chunk_recurrence(recurrence, chunk, state, (q, k, v, log_decay))
 
 
 class Prepared(NamedTuple):

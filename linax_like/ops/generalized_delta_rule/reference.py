@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..matrix_memory import decayed
+
 
 def generalized_delta_rule_step(
     state: Float[Array, "heads key value"],
@@ -18,9 +20,8 @@ def generalized_delta_rule_step(
     dtype = state.dtype
     q, k, a, b = (z.astype(dtype) for z in (q, k, a, b))
     found = jnp.einsum("hkv,hk->hv", state, a)
-    decayed = jnp.exp(log_decay.astype(dtype))[:, :, None] * state
     moved = b[:, :, None] * found[:, None, :]
-    state = decayed + moved + k[:, :, None] * v.astype(dtype)[:, None, :]
+    state = decayed(state, log_decay) + moved + k[:, :, None] * v.astype(dtype)[:, None, :]
     return state, jnp.einsum("hkv,hk->hv", state, q).astype(v.dtype)
 
 
