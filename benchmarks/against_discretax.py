@@ -3,6 +3,7 @@
 uv run --with-requirements benchmarks/requirements-discretax.txt python -m benchmarks.against_discretax
 """
 
+import sys
 from functools import partial
 
 import discretax.sequence_mixers as peer
@@ -105,12 +106,14 @@ MIXERS = {
 }
 
 
-def main() -> None:
+def main(*names: str) -> None:
+    """Of these mixers, the arguments of the command, or of all."""
     _warm_up()
     where = harness.environment("linax_like", "discretax")
-    rows = [row(name, *shape) for shape in SHAPES for name in MIXERS]
-    harness.write("against_discretax", rows, where)
-    _plot(rows)
+    rows = [row(name, *shape) for shape in SHAPES for name in names or MIXERS]
+    results = "_".join(("against_discretax", *names))
+    harness.write(results, rows, where)
+    _plot(results, rows)
 
 
 def row(name: str, batch: int, time: int) -> dict:
@@ -179,7 +182,7 @@ def _warm_up() -> None:
     jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(x @ x))))(jnp.ones((8, 8))).block_until_ready()
 
 
-def _plot(rows: list[dict]) -> None:
+def _plot(results: str, rows: list[dict]) -> None:
     quantities = ("forward", "gradient", "compile-gradient", "memory-gradient")
     figure, axes = plt.subplots(
         1, len(quantities), figsize=(11, 0.8 + 0.4 * len(rows)), sharey=True
@@ -199,8 +202,8 @@ def _plot(rows: list[dict]) -> None:
     axes[0].invert_yaxis()
     figure.supxlabel("discretax / linax_like (above 1: linax_like takes less)", fontsize=9)
     figure.tight_layout()
-    figure.savefig(harness.RESULTS / "against_discretax.png", dpi=150)
+    figure.savefig(harness.RESULTS / f"{results}.png", dpi=150)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

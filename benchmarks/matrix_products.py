@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from linax_like.ops import delta_rule, gated_linear_attention, generalized_delta_rule, ssd
-from linax_like.ops.matrix_memory import in_chunks, out_of_chunks
 from linax_like.ops.triangular import unit_triangular_inverse
 
 from . import harness
@@ -84,14 +83,12 @@ def row(name: str, chunk: int) -> dict:
         "forward": apply,
         "gradient": gradient,
         "products": lambda x: x @ x,
-        "layout": lambda *inputs: jax.vmap(lambda *one: _layout(*one, chunk))(*inputs),
         "inverses": unit_triangular_inverse,
     }
     arguments = {
         "forward": inputs,
         "gradient": inputs,
         "products": (matrices,),
-        "layout": inputs[:3],
         "inverses": (lower,),
     }
     programs = harness.compile_in_turns(functions, arguments, repeats=1)
@@ -107,7 +104,6 @@ def row(name: str, chunk: int) -> dict:
         "forward / products": seconds["forward"] / products,
         "gradient ms": 1e3 * seconds["gradient"],
         "gradient / 3 products": seconds["gradient"] / (3 * products),
-        "chunks in and out ms": 1e3 * seconds["layout"],
         "inverses ms": 1e3 * seconds["inverses"] if case.solves else "",
         "compile gradient s": programs["gradient"].compile_seconds,
         "memory gradient MiB": programs["gradient"].temporary_bytes / 2**20,
@@ -120,11 +116,6 @@ def _inputs() -> tuple[jax.Array, ...]:
     q, k = (z / jnp.linalg.norm(z, axis=-1, keepdims=True) for z in (q, k))
     return q, k, v, jr.uniform(jr.key(3), shape[:-1]), -0.1 * jr.uniform(jr.key(4), shape)
 
-
-def _layout(q, k, like, chunk):
-    """Three arrays brought into chunks, and one out of them."""
-    q, k, v = (in_chunks(z, chunk) for z in (q, k, like))
-    return out_of_chunks(q + k + v, like)
 
 
 if __name__ == "__main__":
