@@ -117,6 +117,5 @@ def _inputs() -> tuple[jax.Array, ...]:
     return q, k, v, jr.uniform(jr.key(3), shape[:-1]), -0.1 * jr.uniform(jr.key(4), shape)
 
 
-
 if __name__ == "__main__":
     main()
