@@ -75,35 +75,22 @@ CONTENDERS = [
         "DeltaNet, β ≤ 2",
         lx.DeltaNetSequenceMixerConfig(**REFLECTS, short_width=None),
         ("parity",),
-        ALL,
+        ("parity", "S3"),
     ),
     Contender("DeltaNet, β ≤ 1", lx.DeltaNetSequenceMixerConfig(**RULE, short_width=None)),
     Contender(
         "DeltaProduct, two steps, β ≤ 2",
         lx.GatedDeltaProductSequenceMixerConfig(**REFLECTS, short_width=1, forget_gate=False),
         ALL,
-        ALL,
-    ),
-    Contender(
-        "DeltaProduct, two steps, β ≤ 1",
-        lx.GatedDeltaProductSequenceMixerConfig(
-            **RULE, short_width=1, forget_gate=False, negative_eigenvalues=False
-        ),
+        ("addition mod 3", "S3"),
     ),
     Contender(
         "Gated DeltaNet, β ≤ 2",
         lx.GatedDeltaNetSequenceMixerConfig(**HEADS, short_width=1, negative_eigenvalues=True),
         ("parity",),
     ),
-    Contender(
-        "KDA, β ≤ 2",
-        lx.KDASequenceMixerConfig(**HEADS, short_width=1, negative_eigenvalues=True),
-        ("parity",),
-    ),
-    Contender("RWKV-7", lx.RWKV7SequenceMixerConfig(8, chunk=16)),
     Contender("GLA", lx.GLASequenceMixerConfig(**HEADS)),
     Contender("mLSTM", lx.MLSTMSequenceMixerConfig(**HEADS)),
-    Contender("Mamba-2", lx.Mamba2SequenceMixerConfig(16, head_dim=8, short_width=1, chunk=16)),
 ]
 
 
