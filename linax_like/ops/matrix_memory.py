@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ..precision import upcast
+from ..precision import accumulation_dtype, upcast
 from .complex_pair import expm1
 from .rows import blank, expand
 from .varying import vary_together
@@ -144,6 +144,27 @@ def _in_chunks(tree, chunk):
 def _out_of_chunks(x, like):
     """The inverse of `_in_chunks`."""
     return _join(jnp.moveaxis(x, 1, 2), like)
+
+
+def by_head(op: str, v: Values, *shared: Float[Array, "time groups key"]) -> tuple[Array, ...]:
+    """What groups of heads share, for every head.
+
+    **Raises:** `ValueError` that names the op, if the groups do not divide the heads.
+    """
+    heads, groups = v.shape[1], shared[0].shape[1]
+    if heads % groups:
+        raise ValueError(
+            f"`{op}` shares q and k among equally many heads: their groups must divide the heads. "
+            f"Received {heads} heads and {groups} groups."
+        )
+    return tuple(jnp.repeat(z, heads // groups, axis=1) for z in shared)
+
+
+def first_state(s0: State | None, k: Float[Array, "time heads key"], v: Values) -> State:
+    """`s0`, or else zeros, in at least float32."""
+    dtype = accumulation_dtype(v.dtype)
+    shape = (v.shape[1], k.shape[2], v.shape[2])
+    return jnp.zeros(shape, dtype) if s0 is None else s0.astype(dtype)
 
 
 def forget(

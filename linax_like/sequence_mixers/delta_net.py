@@ -26,7 +26,7 @@ from ..ops.delta_rule import delta_rule, delta_rule_step
 from ..precision import linear
 from ..types import Frame, Signal
 from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig
-from .heads import join_heads, norm_of_heads
+from .heads import read_out
 from .memory import (
     correction_rate,
     delta_rule_flops,
@@ -163,15 +163,5 @@ class DeltaNetSequenceMixer(AbstractRecurrentMixer[MemoryState]):
         q, k, v = queries_keys_values(mixed, *sizes)
         beta = correction_rate(linear(x, self.beta_proj), self.config.negative_eigenvalues)
         memory, y = remember(state.memory, q, k, v, beta)
-        return MemoryState(short, memory), self._readout(y, x)
-
-    def _readout(
-        self, y: Float[Array, "*time heads value"], x: Float[Array, "*time features"]
-    ) -> Float[Array, "*time features"]:
-        if self.norm_weight is None:
-            y = join_heads(y)
-        else:
-            y = norm_of_heads(y, self.norm_weight, self.config.norm_eps)
-        if self.gate_proj is not None:
-            y = y * jax.nn.silu(linear(x, self.gate_proj))
-        return linear(y.astype(x.dtype), self.out_proj)
+        y = read_out(y, x, self.norm_weight, self.config.norm_eps, self.gate_proj, self.out_proj)
+        return MemoryState(short, memory), y

@@ -27,7 +27,7 @@ from ..ops.delta_rule import delta_rule, delta_rule_step
 from ..precision import linear
 from ..types import Frame, Signal
 from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig
-from .heads import norm_of_heads
+from .heads import read_out
 from .memory import (
     correction_rate,
     delta_rule_flops,
@@ -171,7 +171,5 @@ class GatedDeltaNetSequenceMixer(AbstractRecurrentMixer[MemoryState]):
         beta = correction_rate(linear(x, self.beta_proj), self.config.negative_eigenvalues)
         decay = learned_decay(linear(x, self.decay_proj), self.log_decay, self.dt_bias)
         memory, y = remember(state.memory, q, k, v, beta, decay)
-        y = norm_of_heads(y, self.norm_weight, self.config.norm_eps)
-        if self.gate_proj is not None:
-            y = y * jax.nn.silu(linear(x, self.gate_proj))
-        return MemoryState(short, memory), linear(y.astype(x.dtype), self.out_proj)
+        y = read_out(y, x, self.norm_weight, self.config.norm_eps, self.gate_proj, self.out_proj)
+        return MemoryState(short, memory), y

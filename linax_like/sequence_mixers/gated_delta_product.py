@@ -28,7 +28,7 @@ from ..ops.delta_product import delta_product, delta_product_step
 from ..precision import linear
 from ..types import Frame, Signal
 from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig
-from .heads import norm_of_heads, split_heads
+from .heads import read_out, split_heads
 from .memory import (
     correction_rate,
     delta_rule_flops,
@@ -190,10 +190,8 @@ class GatedDeltaProductSequenceMixer(AbstractRecurrentMixer[MemoryState]):
         beta = split_heads(linear(x, self.beta_proj), self.config.num_householder)
         beta = correction_rate(beta, self.config.negative_eigenvalues)
         memory, y = remember(state.memory, q, k, v, beta, self._decay(x))
-        y = norm_of_heads(y, self.norm_weight, self.config.norm_eps)
-        if self.gate_proj is not None:
-            y = y * jax.nn.silu(linear(x, self.gate_proj))
-        return MemoryState(short, memory), linear(y.astype(x.dtype), self.out_proj)
+        y = read_out(y, x, self.norm_weight, self.config.norm_eps, self.gate_proj, self.out_proj)
+        return MemoryState(short, memory), y
 
     def _heads(self, mixed: Float[Array, "*time channels"]) -> tuple[Array, Array, Array]:
         """q, and k and v of every correction, by head."""

@@ -28,7 +28,7 @@ from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig
 from .heads import (
     key_and_value_sizes,
     linear_attention_flops,
-    norm_of_heads,
+    read_out,
     split_heads,
     split_qkv,
 )
@@ -172,17 +172,10 @@ class GLASequenceMixer(AbstractRecurrentMixer[MemoryState]):
         q, k, v = split_qkv(mixed, self.num_heads, self.head_dim, self.num_value_heads)
         q = q / math.sqrt(self.head_dim)
         memory, y = remember(state.memory, q, k, v, self._log_decay(x))
-        return MemoryState(short, memory), self._readout(y, x)
+        y = read_out(y, x, self.norm_weight, self.config.norm_eps, self.gate_proj, self.out_proj)
+        return MemoryState(short, memory), y
 
     def _log_decay(self, x: Float[Array, "*time features"]) -> Float[Array, "*time heads key"]:
         logits = upcast(linear(linear(x, self.decay_in_proj), self.decay_out_proj))
         log_decay = jax.nn.log_sigmoid(logits + self.decay_bias.astype(logits.dtype))
         return split_heads(log_decay / self.config.gate_normalizer, self.num_value_heads)
-
-    def _readout(
-        self, y: Float[Array, "*time heads value"], x: Float[Array, "*time features"]
-    ) -> Float[Array, "*time features"]:
-        y = norm_of_heads(y, self.norm_weight, self.config.norm_eps)
-        if self.gate_proj is not None:
-            y = y * jax.nn.silu(linear(x, self.gate_proj))
-        return linear(y.astype(x.dtype), self.out_proj)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from ..config import AbstractConfig
 from ..norms import divide_by_rms
+from ..precision import linear
 
 
 def head_sizes(
@@ -79,6 +80,21 @@ def norm_of_heads(
     """RMSNorm of every head, with the same weight, in at least float32."""
     normal = divide_by_rms(y, eps)
     return join_heads(normal * weight.astype(normal.dtype))
+
+
+def read_out(
+    y: Float[Array, "*time heads head"],
+    x: Float[Array, "*time features"],
+    norm: Float[Array, " head"] | None,
+    eps: float,
+    gate: Float[Array, "heads_head features"] | None,
+    out: Float[Array, "features heads_head"],
+) -> Float[Array, "*time features"]:
+    """`out (RMSNorm(y) ⊙ silu(gate x))`, where the norm and the gate may be left out."""
+    y = join_heads(y) if norm is None else norm_of_heads(y, norm, eps)
+    if gate is not None:
+        y = y * jax.nn.silu(linear(x, gate))
+    return linear(y.astype(x.dtype), out)
 
 
 def projection_flops(mixer: eqx.Module) -> int:

@@ -43,9 +43,9 @@ from .heads import (
     join_heads,
     key_and_value_sizes,
     linear_attention_flops,
-    projection_flops,
     split_heads,
 )
+from .memory import memory_flops
 
 
 # The least divisor. Gates capped at 15 do not reach it: e^-15 is larger.
@@ -192,8 +192,8 @@ class MLSTMSequenceMixer(AbstractRecurrentMixer[MLSTMState]):
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time = math.prod(spatial_dims)
         sizes = min(self.config.chunk, time), self.head_dim, self.value_head_dim + 1
-        forward = time * (projection_flops(self) + self.num_heads * linear_attention_flops(*sizes))
-        return forward if inference else 3 * forward
+        heads = self.num_heads * linear_attention_flops(*sizes)
+        return memory_flops(self, time, heads, inference)
 
     def _advance(
         self,

@@ -31,13 +31,12 @@ from ..precision import accumulation_dtype, linear, upcast
 from ..types import Frame, Signal
 from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
 from .heads import (
-    head_sizes,
     linear_attention_flops,
-    norm_of_heads,
-    projection_flops,
+    read_out,
     require_width,
     split_qkv,
 )
+from .memory import grouped_sizes, memory_flops
 
 
 @dataclass(frozen=True)
@@ -113,12 +112,8 @@ class RetentionSequenceMixer(AbstractRecurrentMixer[RetentionState]):
         qkv_key, decay_key, gate_key, out_key = split(key, 4)
         self.config = cfg
         self.in_features = in_features
-        sizes = head_sizes(in_features, cfg, cfg.num_heads, cfg.head_dim)
-        self.num_heads, self.head_dim = sizes
-        self.num_value_heads = cfg.num_value_heads or self.num_heads
-        self.value_head_dim = cfg.value_head_dim or 2 * self.head_dim
-        law = f"`num_value_heads` to be a multiple of its {self.num_heads} heads"
-        require_width(self.num_value_heads % self.num_heads == 0, cfg, in_features, law)
+        sizes = grouped_sizes(in_features, cfg, value_expand=2)
+        self.num_heads, self.head_dim, self.num_value_heads, self.value_head_dim = sizes
         law = f"heads of even size for RoPE, not {self.head_dim}, or `rope_base=None`"
         even = cfg.rope_base is None or self.head_dim % 2 == 0
         require_width(even, cfg, in_features, law)
@@ -185,8 +180,7 @@ class RetentionSequenceMixer(AbstractRecurrentMixer[RetentionState]):
         time = math.prod(spatial_dims)
         sizes = min(self.config.chunk, time), self.head_dim, self.value_head_dim
         heads = self.num_value_heads * linear_attention_flops(*sizes)
-        forward = time * (projection_flops(self) + heads)
-        return forward if inference else 3 * forward
+        return memory_flops(self, time, heads, inference)
 
     def _advance(
         self,
@@ -203,7 +197,8 @@ class RetentionSequenceMixer(AbstractRecurrentMixer[RetentionState]):
         log_decay = self._log_decay(x)
         memory = memory.astype(log_decay.dtype)
         memory, y = remember(memory, v, log_decay, k, q / math.sqrt(self.head_dim))
-        return memory, self._readout(y, x)
+        y = read_out(y, x, self.norm_weight, self.config.norm_eps, self.gate_proj, self.out_proj)
+        return memory, y
 
     def _log_decay(self, x: Float[Array, "*time features"]) -> Float[Array, "*time heads"]:
         if self.decay_proj is None or self.decay_bias is None:
@@ -213,11 +208,3 @@ class RetentionSequenceMixer(AbstractRecurrentMixer[RetentionState]):
         logits = upcast(linear(x, self.decay_proj))
         log_decay = jax.nn.log_sigmoid(logits + self.decay_bias.astype(logits.dtype))
         return log_decay / self.config.gate_normalizer
-
-    def _readout(
-        self, y: Float[Array, "*time heads value"], x: Float[Array, "*time features"]
-    ) -> Float[Array, "*time features"]:
-        y = norm_of_heads(y, self.norm_weight, self.config.norm_eps)
-        if self.gate_proj is not None:
-            y = y * jax.nn.silu(linear(x, self.gate_proj))
-        return linear(y.astype(x.dtype), self.out_proj)

@@ -12,8 +12,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ...precision import accumulation_dtype
-from ..matrix_memory import forget, over_shards
+from ..matrix_memory import by_head, first_state, forget, over_shards
 from ..rows import blank
 from ..varying import vary_together
 from .channels import channelwise_delta_rule
@@ -53,20 +52,14 @@ def delta_rule(
     - `backend`: how to compute it. `"reference"` is the definition, and the one that supports
         forward-mode differentiation; `"xla"`, the default, is chunks with a hand-written gradient.
     """
-    heads, groups = v.shape[1], k.shape[1]
-    if heads % groups:
-        raise ValueError(
-            "`delta_rule` shares q and k among equally many heads: their groups must divide the "
-            f"heads. Received {heads} heads and {groups} groups."
-        )
-    dtype = accumulation_dtype(v.dtype)
-    state = jnp.zeros((heads, k.shape[2], v.shape[2]), dtype) if s0 is None else s0.astype(dtype)
+    q, k = by_head("delta_rule", v, q, k)
+    state = first_state(s0, k, v)
     if len(v) == 0:
         return state, v
-    q, k = (jnp.repeat(z, heads // groups, axis=1) for z in (q, k))
     q, k, v, beta = (z.astype(v.dtype) for z in blank(mask, (q, k, v, beta)))
     if log_decay is not None or resets is not None:
-        decay = jnp.zeros(beta.shape, dtype) if log_decay is None else log_decay.astype(dtype)
+        none = jnp.zeros(beta.shape, state.dtype)
+        decay = none if log_decay is None else log_decay.astype(state.dtype)
         log_decay = forget(decay, resets, mask)
     state, q, k, v, beta, log_decay = vary_together(state, q, k, v, beta, log_decay)
 

@@ -7,11 +7,9 @@
 
 from typing import Literal
 
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ...precision import accumulation_dtype
-from ..matrix_memory import forget, over_shards
+from ..matrix_memory import by_head, first_state, forget, over_shards
 from ..rows import blank
 from ..varying import vary_together
 from .reference import (
@@ -51,19 +49,12 @@ def gated_linear_attention(
     - `backend`: how to compute it. `"reference"` is the definition, and the one that supports
         forward-mode differentiation; `"xla"`, the default, is chunks with a hand-written gradient.
     """
-    heads, groups = v.shape[1], k.shape[1]
-    if heads % groups:
-        raise ValueError(
-            "`gated_linear_attention` shares q and k among equally many heads: their groups must "
-            f"divide the heads. Received {heads} heads and {groups} groups."
-        )
-    dtype = accumulation_dtype(v.dtype)
-    state = jnp.zeros((heads, k.shape[2], v.shape[2]), dtype) if s0 is None else s0.astype(dtype)
+    q, k = by_head("gated_linear_attention", v, q, k)
+    state = first_state(s0, k, v)
     if len(v) == 0:
         return state, v
-    q, k = (jnp.repeat(z, heads // groups, axis=1) for z in (q, k))
     q, k, v = (z.astype(v.dtype) for z in blank(mask, (q, k, v)))
-    log_decay = forget(log_decay.astype(dtype), resets, mask)
+    log_decay = forget(log_decay.astype(state.dtype), resets, mask)
     state, q, k, v, log_decay = vary_together(state, q, k, v, log_decay)
 
     def advance(state, v):

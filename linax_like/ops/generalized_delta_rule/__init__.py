@@ -10,8 +10,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ...precision import accumulation_dtype
-from ..matrix_memory import forget, over_shards
+from ..matrix_memory import first_state, forget, over_shards
 from ..rows import blank, expand
 from ..varying import vary_together
 from .reference import (
@@ -55,15 +54,13 @@ def generalized_delta_rule(
     - `backend`: how to compute it. `"reference"` is the definition, and the one that supports
         forward-mode differentiation; `"xla"`, the default, is chunks with a hand-written gradient.
     """
-    dtype = accumulation_dtype(v.dtype)
-    shape = (v.shape[1], k.shape[2], v.shape[2])
-    state = jnp.zeros(shape, dtype) if s0 is None else s0.astype(dtype)
+    state = first_state(s0, k, v)
     if len(v) == 0:
         return state, v
     q, k, v, a, b = (z.astype(v.dtype) for z in blank(mask, (q, k, v, a, b)))
     if resets is not None:
         a = jnp.where(expand(resets, a), 0.0, a)
-    log_decay = forget(log_decay.astype(dtype), resets, mask)
+    log_decay = forget(log_decay.astype(state.dtype), resets, mask)
     state, q, k, v, a, b, log_decay = vary_together(state, q, k, v, a, b, log_decay)
 
     def advance(state, v):
