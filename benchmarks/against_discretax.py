@@ -109,7 +109,7 @@ MIXERS = {
 def main(*names: str) -> None:
     """Of these mixers, the arguments of the command, or of all."""
     _warm_up()
-    where = harness.environment("linax_like", "discretax")
+    where = harness.environment("discretax")
     rows = [row(name, *shape) for shape in SHAPES for name in names or MIXERS]
     results = "_".join(("against_discretax", *names))
     harness.write(results, rows, where)

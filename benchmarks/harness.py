@@ -19,6 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
+import linax_like
+
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -78,7 +80,7 @@ def difference(a: Any, b: Any) -> float:
 
 
 def environment(*packages: str) -> dict[str, Any]:
-    """The machine, and the versions of JAX and of the named packages."""
+    """The machine, and the versions of linax_like, of JAX and of the named packages."""
     names = ("jax", "jaxlib", "equinox", "numpy", *packages)
     return {
         "date": datetime.date.today().isoformat(),
@@ -87,7 +89,8 @@ def environment(*packages: str) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "load": round(os.getloadavg()[0], 2),
-        "versions": {name: importlib.metadata.version(name) for name in names},
+        "versions": {"linax_like": linax_like.__version__}
+        | {name: importlib.metadata.version(name) for name in names},
     }
 
 

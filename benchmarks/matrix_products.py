@@ -65,7 +65,7 @@ CASES = {
 
 
 def main() -> None:
-    where = harness.environment("linax_like")
+    where = harness.environment()
     rows = [row(name, chunk) for name in CASES for chunk in CHUNKS]
     harness.write("matrix_products", rows, where)
 

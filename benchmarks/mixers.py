@@ -51,7 +51,7 @@ MIXERS = {
 
 
 def main() -> None:
-    where = harness.environment("linax_like")
+    where = harness.environment()
     harness.write("mixers", [row(name) for name in MIXERS], where)
     seconds = {name: over_length(name) for name in MIXERS}
     rows = [

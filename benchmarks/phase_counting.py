@@ -32,7 +32,7 @@ NO_PHASE = {"LRU": -40.0, "S5": 0.0}
 
 
 def main() -> None:
-    where = harness.environment("linax_like", "optax")
+    where = harness.environment("optax")
     rows, curves = [], {}
     for name in MIXERS:
         for complex in (True, False):

@@ -39,7 +39,7 @@ MIXERS = {
 
 
 def main() -> None:
-    where = harness.environment("linax_like", "optax")
+    where = harness.environment("optax")
     harness.write("build", [build_row(name) for name in MIXERS], where)
     harness.write("compile_depth", [depth_row(name) for name in MIXERS], where)
     harness.write("generation_position", [generation_row(name) for name in ("S5", "LRU")], where)

@@ -99,7 +99,7 @@ CONTENDERS = [
 
 def main(*tasks: str) -> None:
     """Of the tasks that the command names, or of all; a table and a plot for each."""
-    where = harness.environment("linax_like", "optax")
+    where = harness.environment("optax")
     for task in tasks or GROUPS:
         found = {c.name: learn(task, c) for c in CONTENDERS if task in c.tries}
         results = f"state_tracking_{task.replace(' ', '_')}"
