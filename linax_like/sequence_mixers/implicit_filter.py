@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -86,11 +87,13 @@ class ImplicitFilter(eqx.Module):
         """The kernels at the lags 0, 1, …, length - 1."""
         lags = jnp.arange(length, dtype=dtype)
         hidden, frequency = positional_features(self.config, lags), self.frequency.astype(dtype)
-        for weight, bias in zip(self.weights, self.biases, strict=False):
-            hidden = jnp.sin(frequency * linear(hidden, weight, bias))
+        # Every layer multiplies what the one before it rounded off by ω.
+        with jax.default_matmul_precision("highest"):
+            for weight, bias in zip(self.weights, self.biases, strict=False):
+                hidden = jnp.sin(frequency * linear(hidden, weight, bias))
+            kernels = linear(hidden, self.weights[-1])
         rates = jnp.asarray(_decay_rates(self.config, self.in_features), dtype)
-        window = jnp.exp(-_time(self.config, lags) * rates) + self.config.decay_shift
-        return linear(hidden, self.weights[-1]) * window
+        return kernels * (jnp.exp(-_time(self.config, lags) * rates) + self.config.decay_shift)
 
 
 def positional_features(

@@ -208,7 +208,8 @@ def check_bfloat16(case: Recurrence):
     assert got_state.dtype == jnp.float32
     assert got_y.dtype == jnp.bfloat16
     assert [g.dtype for g in grads] == [z.dtype for z in inputs]
-    assert_close(got_state, state, 4e-3)
+    # An accelerator rounds the operands of its products.
+    assert_close(got_state, state, 1e-5 if jax.default_backend() == "cpu" else 8e-3)
     assert_close(got_y, y, 8e-3)
 
 

@@ -239,7 +239,10 @@ def test_bfloat16_accumulates_in_float32():
     assert state.dtype == jnp.float32
     assert y.dtype == jnp.bfloat16
     assert [g.dtype for g in grads] == [z.dtype for z in inputs]
-    assert_close(np.asarray(state, np.float64), exact[0], 4e-3)
+    # An accelerator rounds the operands of its products.
+    assert_close(
+        np.asarray(state, np.float64), exact[0], 1e-5 if jax.default_backend() == "cpu" else 8e-3
+    )
     assert_close(np.asarray(y, np.float64), exact[1], 8e-3)
 
 
