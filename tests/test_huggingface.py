@@ -31,6 +31,7 @@ FOLDERS = [
     "mamba_seed2",
     "falcon_mamba",
     "mamba2",
+    "mamba2_bias",
     "mamba2_seed2",
     "recurrent_gemma",
     "recurrentgemma_seed2",
