@@ -38,6 +38,10 @@ from .heads import (
     RegressionHeadConfig as RegressionHeadConfig,
     Values as Values,
 )
+from .interop import (
+    load_pretrained as load_pretrained,
+    save_pretrained as save_pretrained,
+)
 from .models import (
     LanguageModel as LanguageModel,
     LanguageModelConfig as LanguageModelConfig,
@@ -59,8 +63,11 @@ from .parameters import (
 )
 from .paths import named_arrays as named_arrays, with_arrays as with_arrays
 from .positions import (
+    AbstractRopeScalingConfig as AbstractRopeScalingConfig,
     LearnedPositions as LearnedPositions,
     LearnedPositionsConfig as LearnedPositionsConfig,
+    LinearRopeScalingConfig as LinearRopeScalingConfig,
+    Llama3RopeScalingConfig as Llama3RopeScalingConfig,
     SinusoidalPositions as SinusoidalPositions,
     SinusoidalPositionsConfig as SinusoidalPositionsConfig,
 )
