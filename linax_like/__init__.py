@@ -59,8 +59,11 @@ from .parameters import (
 )
 from .paths import named_arrays as named_arrays, with_arrays as with_arrays
 from .positions import (
+    AbstractRopeScalingConfig as AbstractRopeScalingConfig,
     LearnedPositions as LearnedPositions,
     LearnedPositionsConfig as LearnedPositionsConfig,
+    LinearRopeScalingConfig as LinearRopeScalingConfig,
+    Llama3RopeScalingConfig as Llama3RopeScalingConfig,
     SinusoidalPositions as SinusoidalPositions,
     SinusoidalPositionsConfig as SinusoidalPositionsConfig,
 )
