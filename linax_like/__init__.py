@@ -39,10 +39,13 @@ from .heads import (
     Values as Values,
 )
 from .models import (
+    HybridInitializerConfig as HybridInitializerConfig,
     LanguageModel as LanguageModel,
     LanguageModelConfig as LanguageModelConfig,
+    presets as presets,
     SequenceModel as SequenceModel,
     SequenceModelConfig as SequenceModelConfig,
+    token_loss as token_loss,
 )
 from .norms import (
     AbstractNorm as AbstractNorm,
