@@ -2,8 +2,7 @@
 
 For every mixer and for hybrids of them, prompts of different lengths stand in one batch, padded on
 the left or on the right, and are read in two chunks; what follows, padded as well, is read step by
-step. The logits
-are those of each row read at once, alone.
+step. The logits are those of each row read at once, alone.
 """
 
 import equinox as eqx
