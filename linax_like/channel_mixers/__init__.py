@@ -1,6 +1,7 @@
 from .base import (
     AbstractChannelMixer as AbstractChannelMixer,
     AbstractChannelMixerConfig as AbstractChannelMixerConfig,
+    AbstractRoutedChannelMixer as AbstractRoutedChannelMixer,
 )
 from .glu import (
     GeGLUConfig as GeGLUConfig,
@@ -9,3 +10,7 @@ from .glu import (
     SwiGLUConfig as SwiGLUConfig,
 )
 from .mlp import MLP as MLP, MLPConfig as MLPConfig
+from .mixture_of_experts import (
+    MixtureOfExperts as MixtureOfExperts,
+    MixtureOfExpertsConfig as MixtureOfExpertsConfig,
+)
