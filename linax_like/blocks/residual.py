@@ -159,10 +159,12 @@ class ResidualBlock(AbstractBlock):
         def mix(h):
             if isinstance(channel_mixer, AbstractRoutedChannelMixer):
                 mask = None if context is None else context.mask
-                return channel_mixer(h, mixer_key, mask=mask)[::-1]
+                y, aux = channel_mixer(h, mixer_key, mask=mask)
+                return aux, y
             return no_aux(), channel_mixer(h, mixer_key)
 
-        return self._around(mix, norm, self.channel_scale, x, drop_key)[::-1]
+        aux, x = self._around(mix, norm, self.channel_scale, x, drop_key)
+        return x, aux
 
     def _around(self, mix: Callable, norm: AbstractNorm, scale, x, key: PRNGKeyArray | None):
         """`mix` within its norm, layer scale, dropout and residual connection.

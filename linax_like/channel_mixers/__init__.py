@@ -9,8 +9,8 @@ from .glu import (
     GLUConfig as GLUConfig,
     SwiGLUConfig as SwiGLUConfig,
 )
-from .mlp import MLP as MLP, MLPConfig as MLPConfig
 from .mixture_of_experts import (
     MixtureOfExperts as MixtureOfExperts,
     MixtureOfExpertsConfig as MixtureOfExpertsConfig,
 )
+from .mlp import MLP as MLP, MLPConfig as MLPConfig

@@ -24,7 +24,7 @@ from ..config import require, require_positive
 from ..initializers import linear_weight, normal, split
 from ..ops.grouped_matmul import grouped_matmul
 from ..precision import linear, upcast
-from ..types import Aux, no_aux, Scalar
+from ..types import Aux, no_aux
 from .base import AbstractChannelMixerConfig, AbstractRoutedChannelMixer, require_width
 
 
@@ -179,7 +179,7 @@ def _down_std(hidden: int) -> float:
     return 1 / math.sqrt(0.3556 * hidden)
 
 
-def _mean(each: Float[Array, "rows *shape"], real: Bool[Array, " rows"]) -> Array:
+def _mean(each: Float[Array, "rows ..."], real: Bool[Array, " rows"]) -> Float[Array, "..."]:
     """The mean over real rows, and zero if there are none."""
     total = jnp.sum(each, axis=0, where=real.reshape(-1, *[1] * (each.ndim - 1)))
     return total / jnp.maximum(jnp.sum(real), 1)
