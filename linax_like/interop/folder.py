@@ -194,8 +194,8 @@ def _file_names(folder: Path) -> list[str]:
     pickled = [file.name for file in folder.glob("*") if file.suffix in _PICKLED]
     if pickled:
         raise ValueError(
-            f"`{folder}` holds its weights as `{pickled[0]}`, which is pickled: reading it could run any "
-            "code. Convert it to safetensors where you trust it."
+            f"`{folder}` holds its weights as `{pickled[0]}`, which is pickled: reading it could run "
+            "any code. Convert it to safetensors where you trust it."
         )
     raise ValueError(f"`{folder}` holds no weights: it needs `{SINGLE}` or `{INDEX}`.")
 

@@ -21,11 +21,18 @@ from ..folder import CONFIG, fill, MAX_SHARD_BYTES, read_json, WeightFolder, wri
 from .agreement import difference
 from .architecture import Architecture, Row
 from .llama import LLAMA
+from .mamba import FALCON_MAMBA, MAMBA
+from .mamba2 import MAMBA2
 from .options import encode, Options
 from .qwen3 import QWEN3
+from .recurrent_gemma import RECURRENT_GEMMA
+from .smollm3 import SMOLLM3
 
 
-ARCHITECTURES = {each.model_type: each for each in (LLAMA, QWEN3)}
+ARCHITECTURES = {
+    each.model_type: each
+    for each in (LLAMA, QWEN3, SMOLLM3, MAMBA, FALCON_MAMBA, MAMBA2, RECURRENT_GEMMA)
+}
 
 
 def load(
@@ -134,18 +141,26 @@ def _express(
         raise ValueError(f"There is no architecture {architecture!r}. Known: {known}.")
     reasons = []
     for name in ARCHITECTURES if architecture is None else [architecture]:
-        candidate = ARCHITECTURES[name]
         try:
-            options = candidate.config_to(config)
-            reason = difference(config, _read_config(candidate, options | {"model_type": name}))
+            return ARCHITECTURES[name], _options(ARCHITECTURES[name], config)
         except ValueError as error:
-            reason = str(error)
-        if reason is None:
-            return candidate, options
-        reasons.append(f"as `{name}`, {reason}")
+            reasons.append(f"as `{name}`, {error}")
     raise ValueError(
         "This model cannot be written as one that transformers reads: " + "; ".join(reasons) + "."
     )
+
+
+def _options(architecture: Architecture, config: LanguageModelConfig) -> dict[str, Any]:
+    """The options with which the architecture is this model.
+
+    **Raises:** `ValueError` that names what they cannot say: reading them gives another model.
+    """
+    options = architecture.config_to(config)
+    read = _read_config(architecture, options | {"model_type": architecture.model_type})
+    found = difference(config, read)
+    if found is not None:
+        raise ValueError(found)
+    return options
 
 
 def _rows(
@@ -160,9 +175,7 @@ def _rows(
     return rows
 
 
-def _tensors(
-    rows: Iterable[Row], arrays: Mapping[str, np.ndarray]
-) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(rows: Iterable[Row], arrays: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     for row in rows:
         tensors = row.transform.save(*(arrays[name] for name in row.public))
         yield from zip(row.disk, tensors, strict=True)
@@ -178,9 +191,7 @@ def _found(
     return {ours: theirs for ours, theirs in names.items() if ours is not None}
 
 
-def _check(
-    rows: Iterable[Row], arrays: Mapping[str, jax.ShapeDtypeStruct], found: Mapping[str, tuple]
-) -> None:
+def _check(rows: Iterable[Row], arrays: Mapping[str, Any], found: Mapping[str, tuple]) -> None:
     """**Raises:** `ValueError` that names a tensor which is missing, extra or of another shape."""
     stand_ins = {n: np.broadcast_to(np.float32(0), leaf.shape) for n, leaf in arrays.items()}
     expected = {name: tensor.shape for name, tensor in _tensors(rows, stand_ins)}

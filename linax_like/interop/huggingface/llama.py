@@ -1,4 +1,4 @@
-"""Llama (https://arxiv.org/abs/2407.21783) and, with the same names, SmolLM2; what its relatives share."""
+"""Llama (https://arxiv.org/abs/2407.21783) and SmolLM2; and what their relatives share with them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,13 +9,14 @@ import jax.random as jr
 
 from ...blocks import AbstractBlockConfig, ResidualBlockConfig
 from ...channel_mixers import AbstractChannelMixerConfig, MLP, MLPConfig
+from ...channel_mixers.mlp import GatedActivation
 from ...encoders import TokenEmbeddingConfig
 from ...heads import LanguageModelHeadConfig
 from ...models import LanguageModelConfig
 from ...norms import RMSNormConfig
 from ...sequence_mixers import AttentionSequenceMixer, AttentionSequenceMixerConfig
 from ...stack import StackConfig
-from .architecture import Architecture, row, Row
+from .architecture import Architecture, Row, row
 from .options import Options, rope_parameters
 
 
@@ -28,24 +29,28 @@ NORMS = (
     row("sequence_norm/weight", "input_layernorm.weight"),
     row("channel_norm/weight", "post_attention_layernorm.weight"),
 )
-ATTENTION = tuple(
-    row(f"sequence_mixer/{ours}", f"self_attn.{theirs}")
-    for ours, theirs in (
-        ("q_proj", "q_proj.weight"),
-        ("q_bias", "q_proj.bias"),
-        ("k_proj", "k_proj.weight"),
-        ("k_bias", "k_proj.bias"),
-        ("v_proj", "v_proj.weight"),
-        ("v_bias", "v_proj.bias"),
-        ("out_proj", "o_proj.weight"),
-        ("out_bias", "o_proj.bias"),
-        ("q_norm/weight", "q_norm.weight"),
-        ("k_norm/weight", "k_norm.weight"),
+
+
+def attention_rows(prefix: str = "self_attn") -> tuple[Row, ...]:
+    """The rows of attention."""
+    return tuple(
+        row(f"sequence_mixer/{ours}", f"{prefix}.{theirs}")
+        for ours, theirs in (
+            ("q_proj", "q_proj.weight"),
+            ("q_bias", "q_proj.bias"),
+            ("k_proj", "k_proj.weight"),
+            ("k_bias", "k_proj.bias"),
+            ("v_proj", "v_proj.weight"),
+            ("v_bias", "v_proj.bias"),
+            ("out_proj", "o_proj.weight"),
+            ("out_bias", "o_proj.bias"),
+            ("q_norm/weight", "q_norm.weight"),
+            ("k_norm/weight", "k_norm.weight"),
+        )
     )
-)
 
 
-def feed_forward(prefix: str = "mlp") -> tuple[Row, ...]:
+def feed_forward_rows(prefix: str = "mlp") -> tuple[Row, ...]:
     """The rows of a gated feed-forward layer."""
     return tuple(
         row(f"channel_mixer/{ours}", f"{prefix}.{theirs}")
@@ -60,8 +65,8 @@ def feed_forward(prefix: str = "mlp") -> tuple[Row, ...]:
     )
 
 
-_ROWS = NORMS + ATTENTION + feed_forward()
-_ACTIVATIONS = {
+_ROWS = NORMS + attention_rows() + feed_forward_rows()
+ACTIVATIONS: dict[str, GatedActivation] = {
     "silu": "swiglu",
     "gelu": "geglu",
     "gelu_pytorch_tanh": "geglu_tanh",
@@ -100,7 +105,7 @@ def feed_forward_from(
 ) -> AbstractChannelMixerConfig:
     """A gated feed-forward layer.
 
-    - `activation`: the name of the option.
+    - `activation`: one of `ACTIVATIONS`.
     - `hidden`: width of the hidden layer.
     """
     features = options.take("hidden_size", int)
@@ -109,8 +114,13 @@ def feed_forward_from(
             f"`config.json`: the feed-forward layers have width {hidden}, but here only a multiple of 8 "
             "can be computed."
         )
-    kind = _ACTIVATIONS[options.demand(activation, *_ACTIVATIONS)]
-    return MLPConfig(1, hidden / features, kind, bias)
+    return MLPConfig(1, hidden / features, ACTIVATIONS[activation], bias)
+
+
+def mlp_from(options: Options, bias: bool) -> AbstractChannelMixerConfig:
+    """The feed-forward layer of Llama and its relatives."""
+    activation = options.demand("hidden_act", *ACTIVATIONS)
+    return feed_forward_from(options, activation, options.take("intermediate_size", int), bias)
 
 
 def model_from(
@@ -133,9 +143,10 @@ def model_from(
 
 
 def config_from(options: Options) -> LanguageModelConfig:
+    options.demand("rope_interleaved", False)
+    options.ignore("is_llama_config")
     attention = attention_from(options, 10000.0)
-    bias = options.take("mlp_bias", bool, False)
-    mlp = feed_forward_from(options, "hidden_act", options.take("intermediate_size", int), bias)
+    mlp = mlp_from(options, options.take("mlp_bias", bool, False))
     norm = RMSNormConfig(options.take("rms_norm_eps", float, 1e-6))
     block = ResidualBlockConfig(attention, mlp, norm)
     layers = (block,) * options.take("num_hidden_layers", int)
@@ -195,7 +206,7 @@ def attention_to(cfg: Any, features: int) -> dict[str, Any]:
 def feed_forward_to(cfg: Any, features: int) -> tuple[str, int, bool]:
     """The activation, the width of the hidden layer, and whether there are biases."""
     mixer = build(cfg, features, MLP)
-    names = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+    names: dict[str, str] = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     if mixer.config.activation not in names:
         raise ValueError(
             f"its feed-forward layers have the activation {mixer.config.activation!r}"
@@ -203,19 +214,30 @@ def feed_forward_to(cfg: Any, features: int) -> tuple[str, int, bool]:
     return names[mixer.config.activation], mixer.out_proj.shape[1], mixer.out_bias is not None
 
 
-def config_to(config: LanguageModelConfig) -> dict[str, Any]:
+def decoder_to(config: LanguageModelConfig, attention: Any) -> dict[str, Any]:
+    """The options of Llama and its relatives, with those of one of its layers' attention."""
     block, features = require_blocks(config)[0], config.features
-    activation, hidden, bias = feed_forward_to(block.channel_mixer, features)
+    activation, hidden, _ = feed_forward_to(block.channel_mixer, features)
     return (
         model_to(config)
-        | attention_to(block.sequence_mixer, features)
+        | attention_to(attention, features)
         | {
             "hidden_act": activation,
             "intermediate_size": hidden,
-            "mlp_bias": bias,
             "rms_norm_eps": require_norm(block.norm).eps,
         }
     )
+
+
+def mlp_bias_to(config: LanguageModelConfig) -> dict[str, Any]:
+    """The option of whether feed-forward layers have biases."""
+    block = require_blocks(config)[0]
+    return {"mlp_bias": feed_forward_to(block.channel_mixer, config.features)[2]}
+
+
+def config_to(config: LanguageModelConfig) -> dict[str, Any]:
+    block = require_blocks(config)[0]
+    return decoder_to(config, block.sequence_mixer) | mlp_bias_to(config)
 
 
 LLAMA = Architecture(

@@ -16,11 +16,11 @@ from ...sequence_mixers import AttentionSequenceMixerConfig
 
 
 # Names, token ids, training and bookkeeping: nothing of what a model computes.
-_HARMLESS = frozenset(
+_HARMLESS: frozenset[str] = frozenset(
     "architectures model_type transformers_version _name_or_path bos_token_id eos_token_id "
     "pad_token_id use_cache initializer_range max_position_embeddings attention_dropout "
     "pretraining_tp torchscript output_attentions output_hidden_states return_dict id2label "
-    "label2id tokenizer_class _attn_implementation dtype unsloth_fixed".split()
+    "label2id tokenizer_class _attn_implementation dtype transformers.js_config".split()
 )
 _MISSING = object()
 
@@ -34,18 +34,18 @@ class Options:
 
     def __init__(self, values: Mapping[str, Any]):
         self._values = _modern(values)
-        self._read = set(_HARMLESS)
+        self._read: set[str] = set(_HARMLESS)
         self.model_type: str = self.take("model_type", str)
         self.dtype: str = self.take("dtype", str, "float32").removeprefix("torch.")
 
     def take(self, name: str, kind: type, default: Any = _MISSING) -> Any:
-        """The value of an option; the default where it is absent or null.
+        """The value of an option; the default where it is absent, null or, for a size, "auto".
 
         - `kind`: `int` (a size, so positive), `float`, `bool`, `str`, `list` or `dict`.
         """
         self._read.add(name)
         value = self._values.get(name)
-        if value is None:
+        if value is None or (kind is int and value == "auto"):
             if default is _MISSING:
                 raise ValueError(f"`config.json` lacks the option `{name}`.")
             return default
@@ -57,7 +57,7 @@ class Options:
         return value
 
     def demand(self, name: str, *allowed: Any) -> Any:
-        """The value of an option of which only some values can be computed here; the first by default."""
+        """The value of an option that must have one of a few values; by default the first."""
         self._read.add(name)
         value = self._values.get(name, allowed[0])
         if value not in allowed:
@@ -108,6 +108,8 @@ class Options:
 
 def rope_parameters(cfg: AttentionSequenceMixerConfig) -> dict[str, Any]:
     """The inverse of `Options.rope`."""
+    if cfg.rope_base is None:
+        raise ValueError("it has attention without rotary positions")
     parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": cfg.rope_base}
     if cfg.rope_fraction != 1:
         parameters["partial_rotary_factor"] = cfg.rope_fraction

@@ -1,77 +1,69 @@
 """Qwen3 (https://arxiv.org/abs/2505.09388): Llama with normalised queries and keys."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from ...blocks import ResidualBlockConfig
 from ...models import LanguageModelConfig
 from ...norms import RMSNormConfig
 from ...sequence_mixers import AttentionSequenceMixerConfig
+from . import llama
 from .architecture import Architecture
-from .llama import (
-    attention_from,
-    attention_to,
-    feed_forward_from,
-    feed_forward_to,
-    layer,
-    model_from,
-    model_to,
-    OUTER,
-    require_blocks,
-    require_norm,
-)
 from .options import Options
 
 
 def config_from(options: Options) -> LanguageModelConfig:
-    attention = attention_from(options, 10000.0, qk_norm=True, head_dim=128)
-    hidden = options.take("intermediate_size", int)
-    mlp = feed_forward_from(options, "hidden_act", hidden, bias=False)
+    attention = llama.attention_from(options, 10000.0, qk_norm=True, head_dim=128)
+    mlp = llama.mlp_from(options, bias=False)
     norm = RMSNormConfig(options.take("rms_norm_eps", float, 1e-6))
+    depth = options.take("num_hidden_layers", int)
+    first = options.take("max_window_layers", int, 28)
     layers = [
         ResidualBlockConfig(dataclasses.replace(attention, window=window), mlp, norm)
-        for window in windows_from(options)
+        for window in windows_from(options, [i >= first for i in range(depth)])
     ]
-    return model_from(options, layers, norm, tied=False)
+    return llama.model_from(options, layers, norm, tied=False)
 
 
-def windows_from(options: Options) -> list[int | None]:
-    """How far each layer sees."""
-    depth = options.take("num_hidden_layers", int)
+def windows_from(options: Options, local: list[bool]) -> list[int | None]:
+    """How far each layer sees.
+
+    - `local`: which layers have a window, if there is one and the file does not say.
+    """
     window = options.take("sliding_window", int, None)
     window = window if options.take("use_sliding_window", bool, False) else None
-    first = options.take("max_window_layers", int, depth)
-    local = [window is not None and i >= first for i in range(depth)]
-    kinds = ["sliding_attention" if here else "full_attention" for here in local]
-    kinds = options.take("layer_types", list, kinds)
-    choices = {"full_attention": None, "sliding_attention": window}
-    wrong = [kind for kind in kinds if kind not in choices]
-    if wrong or len(kinds) != depth:
+    default = ["sliding_attention" if here and window else "full_attention" for here in local]
+    kinds = options.take("layer_types", list, default)
+    known = {"full_attention": None, "sliding_attention": window}
+    if len(kinds) != len(local) or any(kind not in known for kind in kinds):
         raise ValueError(
-            f"`config.json`: `layer_types` must name {depth} layers of {' or '.join(choices)}. "
+            f"`config.json`: `layer_types` must name {len(local)} layers of {' or '.join(known)}. "
             f"Received {kinds!r:.200}."
         )
-    return [choices[kind] for kind in kinds]
+    return [known[kind] for kind in kinds]
 
 
 def config_to(config: LanguageModelConfig) -> dict[str, Any]:
-    blocks, features = require_blocks(config), config.features
-    activation, hidden, _ = feed_forward_to(blocks[0].channel_mixer, features)
-    return (
-        model_to(config)
-        | attention_to(blocks[0].sequence_mixer, features)
-        | _windows_to(blocks)
-        | {
-            "hidden_act": activation,
-            "intermediate_size": hidden,
-            "rms_norm_eps": require_norm(blocks[0].norm).eps,
-        }
-    )
+    mixers = attention_configs(config)
+    return llama.decoder_to(config, mixers[0]) | windows_to(mixers)
 
 
-def _windows_to(blocks: tuple[ResidualBlockConfig, ...]) -> dict[str, Any]:
-    mixers = (block.sequence_mixer for block in blocks)
-    windows = [m.window if isinstance(m, AttentionSequenceMixerConfig) else None for m in mixers]
+def attention_configs(config: LanguageModelConfig) -> list[AttentionSequenceMixerConfig]:
+    """What mixes along time in each layer.
+
+    **Raises:** `ValueError` if it is not attention everywhere.
+    """
+    mixers = [block.sequence_mixer for block in llama.require_blocks(config)]
+    attention = [mixer for mixer in mixers if isinstance(mixer, AttentionSequenceMixerConfig)]
+    if len(attention) < len(mixers):
+        raise ValueError("it has sequence mixers that are not attention")
+    return attention
+
+
+def windows_to(mixers: Sequence[AttentionSequenceMixerConfig]) -> dict[str, Any]:
+    """The options that `windows_from` reads."""
+    windows = [mixer.window for mixer in mixers]
     known = [window for window in windows if window is not None]
     return {
         "use_sliding_window": bool(known),
@@ -81,5 +73,5 @@ def _windows_to(blocks: tuple[ResidualBlockConfig, ...]) -> dict[str, Any]:
 
 
 QWEN3 = Architecture(
-    "qwen3", "Qwen3ForCausalLM", config_from, config_to, OUTER, "model.layers", layer
+    "qwen3", "Qwen3ForCausalLM", config_from, config_to, llama.OUTER, "model.layers", llama.layer
 )
