@@ -23,15 +23,29 @@ from .architecture import Architecture, Row
 from .llama import LLAMA
 from .mamba import FALCON_MAMBA, MAMBA
 from .mamba2 import MAMBA2
+from .olmo_hybrid import OLMO_HYBRID
 from .options import encode, Options
 from .qwen3 import QWEN3
+from .qwen3_5 import QWEN3_5
+from .qwen3_next import QWEN3_NEXT
 from .recurrent_gemma import RECURRENT_GEMMA
 from .smollm3 import SMOLLM3
 
 
 ARCHITECTURES = {
     each.model_type: each
-    for each in (LLAMA, QWEN3, SMOLLM3, MAMBA, FALCON_MAMBA, MAMBA2, RECURRENT_GEMMA)
+    for each in (
+        LLAMA,
+        QWEN3,
+        SMOLLM3,
+        MAMBA,
+        FALCON_MAMBA,
+        MAMBA2,
+        RECURRENT_GEMMA,
+        QWEN3_5,
+        QWEN3_NEXT,
+        OLMO_HYBRID,
+    )
 }
 
 
@@ -198,9 +212,20 @@ def _check(rows: Iterable[Row], arrays: Mapping[str, Any], found: Mapping[str, t
     for name in sorted(expected.keys() ^ found.keys()):
         problem = "is missing" if name in expected else "is not one of this model's"
         raise ValueError(f"The tensor `{name}` {problem}. Does `config.json` belong to this file?")
-    for name, shape in expected.items():
-        if found[name] != shape:
-            raise ValueError(
-                f"The tensor `{name}` has shape {found[name]}, where the model has {shape}. Does "
-                "`config.json` belong to this file?"
-            )
+    for row in rows:
+        got, wanted = ([shapes[name] for name in row.disk] for shapes in (found, expected))
+        if row.transform.recut:
+            got, wanted = _joined(got), _joined(wanted)
+        for name, shape, model_shape in zip(row.disk, got, wanted, strict=False):
+            if shape != model_shape:
+                raise ValueError(
+                    f"The tensor `{name}` has shape {shape}, where the model has {model_shape}. Does "
+                    "`config.json` belong to this file?"
+                )
+
+
+def _joined(shapes: list[tuple]) -> list[tuple]:
+    """Of tensors put one under the other, if they can be."""
+    if not all(shapes) or len({shape[1:] for shape in shapes}) > 1:
+        return shapes
+    return [(sum(shape[0] for shape in shapes), *shapes[0][1:])]
