@@ -182,7 +182,9 @@ def test_reference():
         np.testing.assert_allclose(call(mixer, x)[0], data["moe_sh0_gs0_cf0.0/y"], atol=1e-5)
         gate = jnp.asarray(data["router_softmax/gate"])
         mixer = eqx.tree_at(lambda m: m.router, mixer, gate)
-        np.testing.assert_allclose(call(mixer, x)[1].loss, data[f"router_softmax/{name}"], rtol=1e-5)
+        np.testing.assert_allclose(
+            call(mixer, x)[1].loss, data[f"router_softmax/{name}"], rtol=1e-5
+        )
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +281,10 @@ def test_a_wrong_width(mixer):
 
 def test_branch_norm_is_its_formula(x):
     block = lx.ResidualBlockConfig(
-        lx.LRUSequenceMixerConfig(state_dim=8), lx.GLUConfig(), norm_position="branch", layer_scale=0.5
+        lx.LRUSequenceMixerConfig(state_dim=8),
+        lx.GLUConfig(),
+        norm_position="branch",
+        layer_scale=0.5,
     ).build(FEATURES, KEY)
     x = jnp.asarray(x, jnp.float32)
     h = x + 0.5 * block.sequence_norm(block.sequence_mixer(x))

@@ -74,7 +74,9 @@ def scanned(matmul):
         layer = lambda h, w: (h + matmul(h, w, group)[:, :IN], None)
         return jax.lax.scan(jax.checkpoint(layer), x, jnp.stack([weight, -weight]))[0]
 
-    return whole(lambda x, weight, group: jnp.pad(apply(x, weight, group), ((0, 0), (0, OUT - IN))))
+    return whole(
+        lambda x, weight, group: jnp.pad(apply(x, weight, group), ((0, 0), (0, OUT - IN)))
+    )
 
 
 def assert_equal(got, expected):

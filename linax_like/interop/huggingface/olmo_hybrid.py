@@ -94,7 +94,9 @@ def config_from(options: Options) -> LanguageModelConfig:
 def _linear_from(options: Options) -> Any:
     heads = options.take("num_attention_heads", int)
     key_heads = options.take("linear_num_key_heads", int, heads)
-    head = options.take("linear_key_head_dim", int, 3 * options.take("hidden_size", int) // (4 * key_heads))
+    head = options.take(
+        "linear_key_head_dim", int, 3 * options.take("hidden_size", int) // (4 * key_heads)
+    )
     negative = options.take("linear_allow_neg_eigval", bool, True)
     return delta_net_from(options, (key_heads, head, heads, 2 * head), _NORM_EPS, negative)
 

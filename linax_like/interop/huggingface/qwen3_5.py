@@ -51,7 +51,9 @@ def attention_rows(block: Any) -> tuple[Row, ...]:
     """The rows of attention whose queries and gates are one tensor."""
     head = stated(block.sequence_mixer, "head_dim")
     heads = stated(block.sequence_mixer, "num_heads")
-    return tuple(r for r in llama.attention_rows() if not r.disk[0].startswith("self_attn.q_proj")) + tuple(
+    return tuple(
+        r for r in llama.attention_rows() if not r.disk[0].startswith("self_attn.q_proj")
+    ) + tuple(
         Row(
             (f"sequence_mixer/q_{kind}", f"sequence_mixer/gate_{kind}"),
             (f"self_attn.q_proj.{theirs}",),
