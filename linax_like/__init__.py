@@ -41,6 +41,10 @@ from .heads import (
     RegressionHeadConfig as RegressionHeadConfig,
     Values as Values,
 )
+from .interop import (
+    load_pretrained as load_pretrained,
+    save_pretrained as save_pretrained,
+)
 from .models import (
     LanguageModel as LanguageModel,
     LanguageModelConfig as LanguageModelConfig,

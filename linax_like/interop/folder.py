@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,13 @@ import numpy as np
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
-from safetensors import safe_open, SafetensorError
-from safetensors.numpy import save_file
 
 from ..paths import array_places, Place
 
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9
+Shape = tuple[int, ...]
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -50,10 +49,11 @@ class WeightFolder:
                 raise ValueError(f"The tensor `{name}` is missing from `{self.folder / file}`.")
 
     def read(self, name: str) -> np.ndarray:
+        """The numbers of a tensor, in the file's dtype."""
         file = self._homes[name]
         try:
             return self._files[file].get_tensor(name)
-        except (SafetensorError, TypeError, AttributeError) as error:
+        except Exception as error:  # for a dtype that NumPy lacks, of several kinds
             where = self.folder / file
             raise ValueError(
                 f"The tensor `{name}` of `{where}` cannot be read: {error}."
@@ -76,26 +76,41 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def require_arrays(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
+    """**Raises:** `ValueError` that names an array which is missing, extra or of another shape."""
+    for name in sorted(expected.keys() ^ found.keys()):
+        problem = "is missing" if name in expected else "is not one of this model's"
+        raise ValueError(f"The array `{name}` {problem}. Does `config.json` belong to this file?")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise ValueError(
+                f"The array `{name}` has shape {found[name]}, where the model has {shape}. Does "
+                "`config.json` belong to this file?"
+            )
+
+
 def fill(
     skeleton: PyTree,
-    arrays: Mapping[str, Any],
+    read: Callable[[str], np.ndarray],
     dtype: DTypeLike | None,
     sharding: Sharding | PyTree[Sharding] | None,
 ) -> PyTree:
     """The model of a skeleton, each array read by its public name and put where it belongs.
 
-    - `arrays`: looked up once for each name, so that never more than one leaf is held twice.
+    - `read`: called once for each name, so that never more than one leaf is held twice.
     - `dtype`: of floating-point arrays; None keeps what was read.
     - `sharding`: one for all arrays, or a tree of them like the skeleton; None for the default device.
     """
 
+    parameters = None if dtype is None else jnp.dtype(dtype)
+
     def load(place: Place, leaf: jax.ShapeDtypeStruct, sharding: Sharding | None) -> jax.Array:
-        cast = dtype if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf.dtype
+        cast = parameters if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf.dtype
         if not place.stacked:
-            return jax.device_put(np.asarray(arrays[place.names[0]], cast), sharding)
+            return jax.device_put(np.asarray(read(place.names[0]), cast), sharding)
         stacked = None
         for i, name in enumerate(place.names):
-            array = np.asarray(arrays[name], cast)
+            array = np.asarray(read(name), cast)
             stacked = np.empty(leaf.shape, array.dtype) if stacked is None else stacked
             stacked[i] = array
         return jax.device_put(stacked, sharding)
@@ -137,6 +152,8 @@ def write_folder(
 def _write_shards(
     folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int
 ) -> None:
+    from safetensors.numpy import save_file
+
     shards, weight_map, total = [], {}, 0
     for i, shard in enumerate(_shards(tensors, max_shard_bytes)):
         shards.append(folder / f"{i}.safetensors")
@@ -177,7 +194,9 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _open(path: Path):
+def _open(path: Path) -> Any:
+    from safetensors import safe_open, SafetensorError
+
     try:
         return safe_open(path, framework="numpy")
     except FileNotFoundError:

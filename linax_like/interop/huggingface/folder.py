@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,16 @@ from jaxtyping import PyTree
 
 from ...models import LanguageModel, LanguageModelConfig
 from ...paths import named_arrays
-from ..folder import CONFIG, fill, MAX_SHARD_BYTES, read_json, WeightFolder, write_folder
+from ..folder import (
+    CONFIG,
+    fill,
+    MAX_SHARD_BYTES,
+    read_json,
+    require_arrays,
+    Shape,
+    WeightFolder,
+    write_folder,
+)
 from .agreement import difference
 from .architecture import Architecture, Row
 from .llama import LLAMA
@@ -75,7 +84,7 @@ def load(
     config = _read_config(architecture, values, dtype)
     skeleton = eqx.filter_eval_shape(config.build, jr.key(0))
     weights = WeightFolder(folder)
-    return fill(skeleton, _Translated(weights, architecture, skeleton), dtype, sharding)
+    return fill(skeleton, _reader(weights, architecture, skeleton), dtype, sharding)
 
 
 def save(
@@ -109,27 +118,25 @@ def save(
     write_folder(folder, text, _tensors(rows, arrays), max_shard_bytes)
 
 
-class _Translated(Mapping[str, np.ndarray]):
-    """The arrays of a model by public name, read from the tensors of a file when they are asked for."""
+def _reader(
+    weights: WeightFolder, architecture: Architecture, skeleton: LanguageModel
+) -> Callable[[str], np.ndarray]:
+    """Reads arrays of a model by public name, from the tensors of a folder that holds all of them."""
+    arrays = named_arrays(skeleton)
+    rows = _rows(architecture, skeleton.config, arrays)
+    found = _found(weights, architecture, skeleton.config)
+    stand_ins = {name: np.broadcast_to(np.float32(0), leaf.shape) for name, leaf in arrays.items()}
+    wanted = {name: tensor.shape for name, tensor in _tensors(rows, stand_ins)}
+    given = {name: weights.shapes[theirs] for name, theirs in found.items()}
+    require_arrays(wanted, given | _recut(rows, wanted, given))
+    places = {name: (row, i) for row in rows for i, name in enumerate(row.public)}
 
-    def __init__(self, weights: WeightFolder, architecture: Architecture, skeleton: LanguageModel):
-        expected = named_arrays(skeleton)
-        rows = _rows(architecture, skeleton.config, expected)
-        self._weights = weights
-        self._found = _found(weights, architecture, skeleton.config)
-        self._places = {name: (row, i) for row in rows for i, name in enumerate(row.public)}
-        _check(rows, expected, {name: weights.shapes[at] for name, at in self._found.items()})
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        row, i = self._places[name]
-        tensors = (self._weights.read(self._found[tensor]) for tensor in row.disk)
+    def read(name: str) -> np.ndarray:
+        row, i = places[name]
+        tensors = (weights.read(found[tensor]) for tensor in row.disk)
         return row.transform.load(*tensors)[i]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
+    return read
 
 
 def _read_config(
@@ -205,27 +212,19 @@ def _found(
     return {ours: theirs for ours, theirs in names.items() if ours is not None}
 
 
-def _check(rows: Iterable[Row], arrays: Mapping[str, Any], found: Mapping[str, tuple]) -> None:
-    """**Raises:** `ValueError` that names a tensor which is missing, extra or of another shape."""
-    stand_ins = {n: np.broadcast_to(np.float32(0), leaf.shape) for n, leaf in arrays.items()}
-    expected = {name: tensor.shape for name, tensor in _tensors(rows, stand_ins)}
-    for name in sorted(expected.keys() ^ found.keys()):
-        problem = "is missing" if name in expected else "is not one of this model's"
-        raise ValueError(f"The tensor `{name}` {problem}. Does `config.json` belong to this file?")
+def _recut(
+    rows: Iterable[Row], wanted: Mapping[str, Shape], given: Mapping[str, Shape]
+) -> dict[str, Shape]:
+    """The shapes of tensors whose rows a file cuts elsewhere, as if it did not."""
+    same = {}
     for row in rows:
-        got, wanted = ([shapes[name] for name in row.disk] for shapes in (found, expected))
-        if row.transform.recut:
-            got, wanted = _joined(got), _joined(wanted)
-        for name, shape, model_shape in zip(row.disk, got, wanted, strict=False):
-            if shape != model_shape:
-                raise ValueError(
-                    f"The tensor `{name}` has shape {shape}, where the model has {model_shape}. Does "
-                    "`config.json` belong to this file?"
-                )
+        if row.transform.recut and all(name in given for name in row.disk):
+            joined = [_joined([shapes[name] for name in row.disk]) for shapes in (wanted, given)]
+            if joined[0] == joined[1]:
+                same |= {name: wanted[name] for name in row.disk}
+    return same
 
 
-def _joined(shapes: list[tuple]) -> list[tuple]:
-    """Of tensors put one under the other, if they can be."""
-    if not all(shapes) or len({shape[1:] for shape in shapes}) > 1:
-        return shapes
-    return [(sum(shape[0] for shape in shapes), *shapes[0][1:])]
+def _joined(shapes: list[Shape]) -> tuple[int, set[Shape]]:
+    """The rows of tensors put one under the other, and what must be one shape for that."""
+    return sum(sum(shape[:1]) for shape in shapes), {shape[1:] for shape in shapes}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...blocks import AbstractBlockConfig, ResidualBlockConfig
+from ...blocks import ResidualBlockConfig
 from ...models import LanguageModelConfig
 from ...norms import RMSNormConfig
 from ...sequence_mixers import AttentionSequenceMixerConfig
@@ -63,7 +63,7 @@ def _joint_rows(cfg: Any) -> tuple[Row, ...]:
     matrix = Transform(lambda *qkv: (np.concatenate(qkv),), lambda w: tuple(np.split(w, edges)))
     short = Transform(
         lambda *qkv: SHORT_CONV.load(np.concatenate(qkv)),
-        lambda w: tuple(np.split(*SHORT_CONV.save(w), edges)),
+        lambda w: tuple(np.split(SHORT_CONV.save(w)[0], edges)),
         recut=True,
     )
     return tuple(
@@ -105,6 +105,7 @@ def _attention_from(options: Options, norm: RMSNormConfig) -> AttentionSequenceM
     """Attention with or, as in the published models, without rotary positions."""
     options.ignore("rope_theta")  # null where there are none
     turns = options.take("rope_parameters", dict, {}).get("rope_theta") is not None
+    rope: dict[str, Any] = options.rope(10000.0) if turns else {"rope_base": None}
     heads = options.take("num_attention_heads", int)
     return AttentionSequenceMixerConfig(
         num_heads=heads,
@@ -114,7 +115,7 @@ def _attention_from(options: Options, norm: RMSNormConfig) -> AttentionSequenceM
         norm=norm,
         norm_over="all",
         bias="all" if options.take("attention_bias", bool, False) else "none",
-        **(options.rope(10000.0) if turns else {"rope_base": None}),
+        **rope,
     )
 
 

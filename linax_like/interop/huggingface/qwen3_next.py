@@ -4,12 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from ...blocks import AbstractBlockConfig
 from ...channel_mixers import (
-    AbstractChannelMixerConfig,
     MixtureOfExperts,
     MixtureOfExpertsConfig,
-    MLPConfig,
 )
 from ...models import LanguageModelConfig
 from . import llama, qwen3_5
