@@ -9,9 +9,12 @@ from .blocks import (
 from .channel_mixers import (
     AbstractChannelMixer as AbstractChannelMixer,
     AbstractChannelMixerConfig as AbstractChannelMixerConfig,
+    AbstractRoutedChannelMixer as AbstractRoutedChannelMixer,
     GeGLUConfig as GeGLUConfig,
     GLU as GLU,
     GLUConfig as GLUConfig,
+    MixtureOfExperts as MixtureOfExperts,
+    MixtureOfExpertsConfig as MixtureOfExpertsConfig,
     MLP as MLP,
     MLPConfig as MLPConfig,
     SwiGLUConfig as SwiGLUConfig,

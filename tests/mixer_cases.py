@@ -55,7 +55,9 @@ CASES = [
     ),
     MixerCase(
         "attention_window",
-        lx.AttentionSequenceMixerConfig(4, num_kv_heads=2, head_dim=4, window=5, qk_norm=True),
+        lx.AttentionSequenceMixerConfig(
+            4, 2, 4, window=5, qk_norm=True, norm_over="all", output_gate=True
+        ),
         splits_time=False,
         max_length=512,
     ),

@@ -2,6 +2,7 @@
 
     pre-norm     x = x + s ⊙ mixer(norm(x))        https://arxiv.org/abs/2002.04745
     post-norm    x = norm(x + s ⊙ mixer(x))        https://arxiv.org/abs/1706.03762
+    branch-norm  x = x + s ⊙ norm(mixer(x))        https://arxiv.org/abs/2501.00656
 
 s is a learned layer scale (https://arxiv.org/abs/2103.17239); a whole branch may be dropped in
 training (stochastic depth, https://arxiv.org/abs/1603.09382).
@@ -18,7 +19,12 @@ import jax.random as jr
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ..channel_mixers import AbstractChannelMixer, AbstractChannelMixerConfig, SwiGLUConfig
+from ..channel_mixers import (
+    AbstractChannelMixer,
+    AbstractChannelMixerConfig,
+    AbstractRoutedChannelMixer,
+    SwiGLUConfig,
+)
 from ..config import require, require_choice
 from ..context import SequenceContext
 from ..initializers import constant, split
@@ -39,7 +45,8 @@ class ResidualBlockConfig(AbstractBlockConfig):
 
     - `sequence_mixer`: what mixes along time.
     - `channel_mixer`: what acts on single positions; None leaves that half of the block out.
-    - `norm`, `norm_position`: `"pre"` trains deep stacks more easily, `"post"` is the original form.
+    - `norm`, `norm_position`: `"pre"` trains deep stacks more easily, `"post"` is the original form,
+        `"branch"` the one of OLMo 2, which bounds what a branch adds.
     - `dropout`: probability that a scalar of a branch's output is dropped in training.
     - `drop_path`: probability that a whole branch is dropped in training, example by example.
     - `layer_scale`: initial value of a learned factor per feature on each branch; None for none.
@@ -50,7 +57,7 @@ class ResidualBlockConfig(AbstractBlockConfig):
     sequence_mixer: AbstractSequenceMixerConfig
     channel_mixer: AbstractChannelMixerConfig | None = SwiGLUConfig()
     norm: AbstractNormConfig = RMSNormConfig()
-    norm_position: Literal["pre", "post"] = "pre"
+    norm_position: Literal["pre", "post", "branch"] = "pre"
     dropout: float = 0.0
     drop_path: float = 0.0
     layer_scale: float | None = None
@@ -83,7 +90,7 @@ class ResidualBlock(AbstractBlock):
     sequence_mixer: AbstractSequenceMixer
     sequence_scale: Float[Array, " features"] | None
     channel_norm: AbstractNorm | None
-    channel_mixer: AbstractChannelMixer | None
+    channel_mixer: AbstractChannelMixer | AbstractRoutedChannelMixer | None
     channel_scale: Float[Array, " features"] | None
 
     def __init__(self, in_features: int, cfg: ResidualBlockConfig, key: PRNGKeyArray):
@@ -117,7 +124,7 @@ class ResidualBlock(AbstractBlock):
             return None, self.sequence_mixer(h, mixer_key, context=context)
 
         _, x = self._around(mix, self.sequence_norm, self.sequence_scale, x, drop_key)
-        return self._mix_channels(x, channel_key), no_aux()
+        return self._mix_channels(x, channel_key, context)
 
     def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> PyTree:
         return self._recurrent().init_state(max_length, dtype)
@@ -141,27 +148,39 @@ class ResidualBlock(AbstractBlock):
     def _advance(self, advance: Callable, state, x, context):
         mix = lambda h: advance(state, h, context=context)
         state, x = self._around(mix, self.sequence_norm, self.sequence_scale, x, None)
-        return state, self._mix_channels(x, None)
+        return state, self._mix_channels(x, None, context)[0]
 
-    def _mix_channels(self, x, key: PRNGKeyArray | None):
+    def _mix_channels(self, x, key: PRNGKeyArray | None, context: SequenceContext | None):
         channel_mixer, norm = self.channel_mixer, self.channel_norm
         if channel_mixer is None or norm is None:
-            return x
+            return x, no_aux()
         mixer_key, drop_key = (None, None) if key is None else jr.split(key)
-        mix = lambda h: (None, channel_mixer(h, mixer_key))
-        return self._around(mix, norm, self.channel_scale, x, drop_key)[1]
+
+        def mix(h):
+            if isinstance(channel_mixer, AbstractRoutedChannelMixer):
+                mask = None if context is None else context.mask
+                y, aux = channel_mixer(h, mixer_key, mask=mask)
+                return aux, y
+            return no_aux(), channel_mixer(h, mixer_key)
+
+        aux, x = self._around(mix, norm, self.channel_scale, x, drop_key)
+        return x, aux
 
     def _around(self, mix: Callable, norm: AbstractNorm, scale, x, key: PRNGKeyArray | None):
-        """`mix` within its norm, layer scale, dropout and residual connection; and its state."""
-        pre = self.config.norm_position == "pre"
-        h = norm(x) if pre else x
+        """`mix` within its norm, layer scale, dropout and residual connection.
+
+        `mix` returns something beside the branch's values, which is passed on before the sum.
+        """
+        position = self.config.norm_position
+        h = norm(x) if position == "pre" else x
         if self.config.compute_dtype != "input":
             h = h.astype(self.config.compute_dtype)
-        state, y = mix(h)
+        beside, y = mix(h)
         y = y.astype(x.dtype)
+        y = norm(y) if position == "branch" else y
         y = y if scale is None else y * scale.astype(x.dtype)
         y = y if key is None else self._drop(y, key)
-        return state, x + y if pre else norm(x + y)
+        return beside, norm(x + y) if position == "post" else x + y
 
     def _drop(self, y: Float[Array, "*time features"], key: PRNGKeyArray):
         """Dropout and drop path, scaled to keep the mean."""

@@ -1,12 +1,16 @@
-"""What a channel mixer is: a config, and a function of one position."""
+"""What a channel mixer is: a config, and a function of one position.
+
+A routed channel mixer sends positions different ways, and tells how evenly: it has losses of its own.
+"""
 
 import abc
 from dataclasses import dataclass
 
 import equinox as eqx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from ..config import AbstractConfig
+from ..types import Aux
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,9 @@ class AbstractChannelMixerConfig(AbstractConfig):
     """The hyperparameters of a channel mixer."""
 
     @abc.abstractmethod
-    def build(self, in_features: int, key: PRNGKeyArray) -> "AbstractChannelMixer":
+    def build(
+        self, in_features: int, key: PRNGKeyArray
+    ) -> "AbstractChannelMixer | AbstractRoutedChannelMixer":
         """A new channel mixer of width `in_features`."""
 
 
@@ -41,7 +47,36 @@ class AbstractChannelMixer(eqx.Module):
         """
 
 
-def require_width(mixer: AbstractChannelMixer, x: Float[Array, "*shape features"]) -> None:
+class AbstractRoutedChannelMixer(eqx.Module):
+    """Mixes the features of each position by the experts that it chooses for it.
+
+    Positions share nothing but the auxiliary losses, in which padding does not count.
+    """
+
+    in_features: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        x: Float[Array, "*shape features"],
+        key: PRNGKeyArray | None = None,
+        *,
+        mask: Bool[Array, "*shape"] | None = None,
+    ) -> tuple[Float[Array, "*shape features"], Aux]:
+        """Applies the mixer at every position; what it yields at padding is zero.
+
+        - `key`: only needed by a mixer in which something is random.
+        - `mask`: False at padding.
+        """
+
+    @abc.abstractmethod
+    def flop_count(self, positions: int, inference: bool = False) -> int:
+        """As of any channel mixer; the experts that a position does not reach cost nothing."""
+
+
+def require_width(
+    mixer: AbstractChannelMixer | AbstractRoutedChannelMixer, x: Float[Array, "*shape features"]
+) -> None:
     """**Raises:** `ValueError` that names the mixer and what came, if the width is wrong."""
     if x.shape[-1:] != (mixer.in_features,):
         raise ValueError(

@@ -4,6 +4,8 @@ https://arxiv.org/abs/2305.13245 for the groups).
     q[t], k[t], v[t] = W_q x[t], W_k x[t], W_v x[t]       q and k turned by t (RoPE)
     y[t] = W_o Σ_s softmax(q[t] · k[s] / √head) v[s]      over the s that t sees
 
+and, with an output gate, W_o (σ(W_g x[t]) ⊙ Σ_s …) (https://arxiv.org/abs/2505.06708).
+
 As a recurrence its state is the past itself: a ring buffer of keys and values.
 """
 
@@ -13,6 +15,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -34,7 +37,7 @@ from .base import (
     refuse_axis_name,
     require_causal,
 )
-from .heads import head_sizes, require_width
+from .heads import head_sizes, join_heads, projection_flops, require_width, split_heads
 from .padding import compact, reorder
 
 
@@ -52,11 +55,13 @@ class AttentionSequenceMixerConfig(AbstractSequenceMixerConfig):
     - `causal`: a position sees no later one.
     - `qk_norm`: RMS-normalise queries and keys, which keeps the scores bounded in training.
     - `norm`: how, with `qk_norm`.
+    - `norm_over`: each head by itself, with the same weights, or all heads together.
     - `rope_base`: base of the rotary position embedding; None leaves positions out.
     - `rope_fraction`: the part of a head that it turns, from the first feature on.
     - `rope_scaling`: how its angles are slowed down for sequences longer than those trained on.
     - `soft_cap`: bound the scores smoothly, `soft_cap · tanh(score / soft_cap)`.
     - `bias`: which projections have a learned bias.
+    - `output_gate`: multiply what the heads read by a gate, as large as they.
     """
 
     num_heads: int | None = None
@@ -66,11 +71,13 @@ class AttentionSequenceMixerConfig(AbstractSequenceMixerConfig):
     causal: bool = True
     qk_norm: bool = False
     norm: RMSNormConfig = RMSNormConfig()
+    norm_over: Literal["head", "all"] = "head"
     rope_base: float | None = 10000.0
     rope_fraction: float = 1.0
     rope_scaling: AbstractRopeScalingConfig | None = None
     soft_cap: float | None = None
     bias: Literal["none", "qkv", "out", "all"] = "none"
+    output_gate: bool = False
 
     def __post_init__(self):
         optional = ("num_heads", "num_kv_heads", "head_dim", "window", "rope_base", "soft_cap")
@@ -78,7 +85,7 @@ class AttentionSequenceMixerConfig(AbstractSequenceMixerConfig):
         if self.num_heads is not None and self.num_kv_heads is not None:
             law = f"a divisor of num_heads={self.num_heads}"
             require(self.num_heads % self.num_kv_heads == 0, self, "num_kv_heads", law)
-        require_choice(self, "bias")
+        require_choice(self, "bias", "norm_over")
         require(0 < self.rope_fraction <= 1, self, "rope_fraction", "above 0 and at most 1")
         if self.head_dim is not None and self.rope_base is not None:
             law = "even where RoPE turns it, which is by pairs (rope_base=None leaves it out)"
@@ -117,16 +124,18 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
     q_proj: Float[Array, "heads_head features"]
     k_proj: Float[Array, "kv_heads_head features"]
     v_proj: Float[Array, "kv_heads_head features"]
+    gate_proj: Float[Array, "heads_head features"] | None  # W_g
     out_proj: Float[Array, "features heads_head"]
     q_bias: Float[Array, " heads_head"] | None
     k_bias: Float[Array, " kv_heads_head"] | None
     v_bias: Float[Array, " kv_heads_head"] | None
+    gate_bias: Float[Array, " heads_head"] | None
     out_bias: Float[Array, " features"] | None
     q_norm: RMSNorm | None
     k_norm: RMSNorm | None
 
     def __init__(self, in_features: int, cfg: AttentionSequenceMixerConfig, key: PRNGKeyArray):
-        q_key, k_key, v_key, out_key, norm_key = split(key, 5)
+        q_key, k_key, v_key, out_key, norm_key, gate_key = split(key, 6)
         self.config = cfg
         self.in_features = in_features
         self.num_heads, self.num_kv_heads, self.head_dim = _head_sizes(in_features, cfg)
@@ -134,14 +143,19 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         self.q_proj = linear_weight(q_key, in_features, q_size)
         self.k_proj = linear_weight(k_key, in_features, kv_size)
         self.v_proj = linear_weight(v_key, in_features, kv_size)
+        gated = cfg.output_gate
+        self.gate_proj = linear_weight(gate_key, in_features, q_size) if gated else None
         self.out_proj = linear_weight(out_key, q_size, in_features)
         inner = cfg.bias in ("qkv", "all")
         self.q_bias = constant(0, (q_size,)) if inner else None
         self.k_bias = constant(0, (kv_size,)) if inner else None
         self.v_bias = constant(0, (kv_size,)) if inner else None
+        self.gate_bias = constant(0, (q_size,)) if inner and gated else None
         self.out_bias = constant(0, (in_features,)) if cfg.bias in ("out", "all") else None
-        self.q_norm = cfg.norm.build(self.head_dim, norm_key) if cfg.qk_norm else None
-        self.k_norm = cfg.norm.build(self.head_dim, norm_key) if cfg.qk_norm else None
+        each = cfg.norm_over == "head"
+        q_size, kv_size = (self.head_dim, self.head_dim) if each else (q_size, kv_size)
+        self.q_norm = cfg.norm.build(q_size, norm_key) if cfg.qk_norm else None
+        self.k_norm = cfg.norm.build(kv_size, norm_key) if cfg.qk_norm else None
 
     @property
     def causal(self) -> bool:
@@ -160,7 +174,7 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
             return x
         x, packed, permutation = compact(x, context)
         q, k, v = self._project(x, packed.positions_from(jnp.zeros((), jnp.int32), len(x)))
-        y = self._attend(q, k, v, packed.segment_ids, packed.mask, padding_last=True)
+        y = self._attend(x, q, k, v, packed.segment_ids, packed.mask, padding_last=True)
         return context.blank_padding(reorder(y, permutation))
 
     def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> AttentionState:
@@ -191,6 +205,7 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         if documents is not None:  # what is stored belongs to document 0
             documents = jnp.concatenate([jnp.zeros(slots.shape, jnp.int32), documents])
         y = self._attend(
+            x,
             q,
             jnp.concatenate([state.keys[slots], k]),
             jnp.concatenate([state.values[slots], v]),
@@ -216,7 +231,7 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         stored = jnp.arange(capacity) <= length
         soft_cap = self.config.soft_cap
         y = attention(q[None], keys, values, causal=False, mask=stored, soft_cap=soft_cap)
-        y = self._refuse_overflow(self._readout(y)[0], length, capacity)
+        y = self._refuse_overflow(self._readout(y, x[None])[0], length, capacity)
         new = AttentionState(keys, values, length + 1)
         return keep_at_padding(context, new, state), context.blank_padding(y)
 
@@ -226,20 +241,16 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         pairs = reach * (reach + 1) // 2 + (time - reach) * reach  # of a query and a key it sees
         if not self.causal:
             pairs = 2 * pairs - time
-        weights = (self.q_proj, self.k_proj, self.v_proj, self.out_proj)
-        projections = 2 * time * sum(weight.size for weight in weights)
-        forward = projections + 4 * self.num_heads * self.head_dim * pairs
+        forward = time * projection_flops(self) + 4 * self.num_heads * self.head_dim * pairs
         return forward if inference else 3 * forward
 
     def _project(
         self, x: Float[Array, "*time features"], positions: Int[Array, "*time"]
     ) -> tuple[Array, Array, Array]:
         """Queries, keys and values, each `(*time, heads, head)`."""
-        q = self._heads(linear(x, self.q_proj, self.q_bias))
-        k = self._heads(linear(x, self.k_proj, self.k_bias))
-        v = self._heads(linear(x, self.v_proj, self.v_bias))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q = self._heads(linear(x, self.q_proj, self.q_bias), self.q_norm)
+        k = self._heads(linear(x, self.k_proj, self.k_bias), self.k_norm)
+        v = self._heads(linear(x, self.v_proj, self.v_bias), None)
         cfg = self.config
         if cfg.rope_base is not None:
             size = _rotary_dim(cfg, self.head_dim)
@@ -247,11 +258,16 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
             q, k = turn(q, positions), turn(k, positions)
         return q, k, v
 
-    def _heads(self, x: Float[Array, "*time size"]) -> Float[Array, "*time heads head"]:
-        return x.reshape(*x.shape[:-1], x.shape[-1] // self.head_dim, self.head_dim)
+    def _heads(
+        self, x: Float[Array, "*time size"], norm: RMSNorm | None
+    ) -> Float[Array, "*time heads head"]:
+        x = norm(x) if norm is not None and self.config.norm_over == "all" else x
+        x = split_heads(x, x.shape[-1] // self.head_dim)
+        return norm(x) if norm is not None and self.config.norm_over == "head" else x
 
     def _attend(
         self,
+        x: Signal,
         q: Float[Array, "time heads head"],
         k: Float[Array, "keys kv_heads head"],
         v: Float[Array, "keys kv_heads head"],
@@ -271,10 +287,12 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
             padding_last=padding_last,
             soft_cap=soft_cap,
         )
-        return self._readout(y)
+        return self._readout(y, x)
 
-    def _readout(self, y: Float[Array, "time heads head"]) -> Signal:
-        y = y.reshape(len(y), self.num_heads * self.head_dim)
+    def _readout(self, y: Float[Array, "time heads head"], x: Signal) -> Signal:
+        y = join_heads(y)
+        if self.gate_proj is not None:
+            y = y * jax.nn.sigmoid(linear(x, self.gate_proj, self.gate_bias))
         return linear(y, self.out_proj, self.out_bias)
 
     def _store(self, state, k, v, counts, real, resets) -> AttentionState:

@@ -17,10 +17,10 @@ from ...stack import StackConfig
 # Initial values, training, speed and the dtype of computation; and widths, which shapes show.
 _FREE = frozenset(
     "init_std dt_min dt_max dt_floor min_radius max_radius max_phase dropout drop_path remat unroll "
-    "chunk dtype compute_dtype expand state_dim dt_rank lru_width".split()
+    "chunk dtype compute_dtype expand state_dim dt_rank lru_width balance_loss z_loss".split()
 )
 # Sizes that follow from the width where they are None.
-_DERIVED = (".num_heads", ".num_kv_heads", ".head_dim")
+_DERIVED = (".num_heads", ".num_kv_heads", ".head_dim", ".expert_features")
 
 
 def difference(ours: LanguageModelConfig, other: LanguageModelConfig) -> str | None:

@@ -20,10 +20,14 @@ Arrays = tuple[np.ndarray, ...]
 
 @dataclass(frozen=True)
 class Transform:
-    """How the tensors of a file become arrays of ours, and the inverse; one argument for each."""
+    """How the tensors of a file become arrays of ours, and the inverse; one argument for each.
+
+    - `recut`: whether some files cut the same rows into the same number of tensors elsewhere.
+    """
 
     load: Callable[..., Arrays]
     save: Callable[..., Arrays]
+    recut: bool = False
 
 
 SAME = Transform(lambda *tensors: tensors, lambda *arrays: arrays)

@@ -23,6 +23,7 @@ from ..folder import (
     MAX_SHARD_BYTES,
     read_json,
     require_arrays,
+    Shape,
     WeightFolder,
     write_folder,
 )
@@ -31,15 +32,29 @@ from .architecture import Architecture, Row
 from .llama import LLAMA
 from .mamba import FALCON_MAMBA, MAMBA
 from .mamba2 import MAMBA2
+from .olmo_hybrid import OLMO_HYBRID
 from .options import encode, Options
 from .qwen3 import QWEN3
+from .qwen3_5 import QWEN3_5
+from .qwen3_next import QWEN3_NEXT
 from .recurrent_gemma import RECURRENT_GEMMA
 from .smollm3 import SMOLLM3
 
 
 ARCHITECTURES = {
     each.model_type: each
-    for each in (LLAMA, QWEN3, SMOLLM3, MAMBA, FALCON_MAMBA, MAMBA2, RECURRENT_GEMMA)
+    for each in (
+        LLAMA,
+        QWEN3,
+        SMOLLM3,
+        MAMBA,
+        FALCON_MAMBA,
+        MAMBA2,
+        RECURRENT_GEMMA,
+        QWEN3_5,
+        QWEN3_NEXT,
+        OLMO_HYBRID,
+    )
 }
 
 
@@ -111,10 +126,9 @@ def _reader(
     rows = _rows(architecture, skeleton.config, arrays)
     found = _found(weights, architecture, skeleton.config)
     stand_ins = {name: np.broadcast_to(np.float32(0), leaf.shape) for name, leaf in arrays.items()}
-    require_arrays(
-        {name: tensor.shape for name, tensor in _tensors(rows, stand_ins)},
-        {name: weights.shapes[theirs] for name, theirs in found.items()},
-    )
+    wanted = {name: tensor.shape for name, tensor in _tensors(rows, stand_ins)}
+    given = {name: weights.shapes[theirs] for name, theirs in found.items()}
+    require_arrays(wanted, given | _recut(rows, wanted, given))
     places = {name: (row, i) for row in rows for i, name in enumerate(row.public)}
 
     def read(name: str) -> np.ndarray:
@@ -196,3 +210,21 @@ def _found(
     if config.head.tied:  # some write the shared table twice
         names.pop("lm_head.weight", None)
     return {ours: theirs for ours, theirs in names.items() if ours is not None}
+
+
+def _recut(
+    rows: Iterable[Row], wanted: Mapping[str, Shape], given: Mapping[str, Shape]
+) -> dict[str, Shape]:
+    """The shapes of tensors whose rows a file cuts elsewhere, as if it did not."""
+    same = {}
+    for row in rows:
+        if row.transform.recut and all(name in given for name in row.disk):
+            joined = [_joined([shapes[name] for name in row.disk]) for shapes in (wanted, given)]
+            if joined[0] == joined[1]:
+                same |= {name: wanted[name] for name in row.disk}
+    return same
+
+
+def _joined(shapes: list[Shape]) -> tuple[int, set[Shape]]:
+    """The rows of tensors put one under the other, and what must be one shape for that."""
+    return sum(sum(shape[:1]) for shape in shapes), {shape[1:] for shape in shapes}
