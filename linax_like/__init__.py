@@ -38,6 +38,7 @@ from .heads import (
     RegressionHeadConfig as RegressionHeadConfig,
     Values as Values,
 )
+from .inference import generate as generate, Generation as Generation
 from .models import (
     LanguageModel as LanguageModel,
     LanguageModelConfig as LanguageModelConfig,

@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from ..models import LanguageModel
 from ..types import Token
-from .requests import check_models, check_options, read_prompts
+from .requests import check_models, check_options, Prompt, read_prompts
 from .rows import open_row, Row, Setup, step_row
 from .sampling import Sampling
 from .speculative import speculate_row
@@ -35,7 +34,7 @@ class Generation(NamedTuple):
 
 def generate(
     model: LanguageModel,
-    prompts: ArrayLike | Sequence[ArrayLike],
+    prompts: Prompt | Sequence[Prompt],
     length: int,
     key: PRNGKeyArray,
     *,
@@ -91,7 +90,7 @@ def generate(
 @eqx.filter_jit
 def _open(
     setup: Setup,
-    keys: PRNGKeyArray,
+    keys: Key[Array, " rows"],
     prompts: Int[Array, "rows time"],
     mask: Bool[Array, "rows time"] | None,
     length: int,
@@ -142,7 +141,7 @@ def _align(rows: list[np.ndarray]) -> tuple[Array, Array | None]:
     return jnp.asarray(tokens, jnp.int32), jnp.arange(longest) >= starts[:, None]
 
 
-def _row_keys(key: PRNGKeyArray, count: int) -> PRNGKeyArray:
+def _row_keys(key: PRNGKeyArray, count: int) -> Key[Array, " rows"]:
     """A key for each row, of the kind that draws the same under `jax.vmap` as alone."""
     base = jr.wrap_key_data(jr.bits(key, (2,), "uint32"), impl="threefry2x32")
     return jax.vmap(jr.fold_in, (None, 0))(base, jnp.arange(count))

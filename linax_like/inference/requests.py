@@ -4,12 +4,14 @@ from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
 
 from ..models import LanguageModel
 
 
-def read_prompts(prompts: ArrayLike | Sequence[ArrayLike]) -> tuple[list[np.ndarray], bool]:
+Prompt = np.ndarray | jax.Array | Sequence[int]
+
+
+def read_prompts(prompts: Prompt | Sequence[Prompt]) -> tuple[list[np.ndarray], bool]:
     """The prompts as arrays, and whether it was a single one, not a sequence of them."""
     if isinstance(prompts, np.ndarray | jax.Array):
         prompts = list(np.atleast_1d(np.asarray(prompts)))

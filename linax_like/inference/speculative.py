@@ -12,12 +12,12 @@ that were kept: the states from before the block read it again, with the rest as
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..context import SequenceContext
 from ..models import LanguageModel
 from .rows import known, record, Row, Setup
-from .sampling import adjust, draw, Seen
+from .sampling import adjust, draw
 
 
 def speculate_row(setup: Setup, draft: LanguageModel, row: Row) -> Row:
@@ -41,7 +41,9 @@ def speculate_row(setup: Setup, draft: LanguageModel, row: Row) -> Row:
 
 def _propose(
     setup: Setup, draft: LanguageModel, row: Row, key: PRNGKeyArray
-) -> tuple[Int[Array, " k"], Float[Array, "k vocabulary"], Seen | None]:
+) -> tuple[
+    Int[Array, " k"], Float[Array, "k vocabulary"], Bool[Array, "k_and_one vocabulary"] | None
+]:
     """The draft's tokens, their distributions, and what was seen before each and after the last."""
 
     def propose(carry, key):
