@@ -132,4 +132,5 @@ from .sequence_mixers import (
     S7SequenceMixerConfig as S7SequenceMixerConfig,
 )
 from .stack import Stack as Stack, StackConfig as StackConfig, StackState as StackState
+from .tokenizers import ByteTokenizer as ByteTokenizer, load_tokenizer as load_tokenizer
 from .types import Aux as Aux

@@ -48,7 +48,9 @@ def test_temperature_zero_is_greedy_and_small_ones_do_not_overflow():
 def test_cuts_come_after_temperature_in_the_documented_order():
     sampling = Sampling(temperature=0.5, top_k=3, top_p=0.6, min_p=0.9)
     squared = np.asarray([0.01, 0.16, 0.04, 0.09])
-    kept = np.asarray([False, True, False, True])  # 0.16 of 0.29 does not reach 0.6, with 0.09 does
+    kept = np.asarray(
+        [False, True, False, True]
+    )  # 0.16 of 0.29 does not reach 0.6, with 0.09 does
     p = jax.nn.softmax(adjust(LOGITS, sampling._replace(min_p=None)))
     np.testing.assert_allclose(p, squared * kept / squared[kept].sum(), rtol=1e-5)
     assert jax.nn.softmax(adjust(LOGITS, sampling)).tolist() == [0, 1, 0, 0]
