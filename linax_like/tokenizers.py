@@ -76,7 +76,7 @@ class ByteStream(AbstractTextStream):
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, tokens: TokenNumbers) -> str:
-        return "".join(map(self._push, tokens))
+        return "".join(self._push(int(token)) for token in tokens)
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -121,7 +121,7 @@ class HuggingFaceStream(AbstractTextStream):
         self._since: list[int] = []
 
     def push(self, tokens: TokenNumbers) -> str:
-        self._since += tokens
+        self._since += [int(token) for token in tokens]
         text = self._new_text()
         if not text or text.endswith(REPLACEMENT):
             return ""

@@ -70,12 +70,12 @@ def generate(
     check_models(model, draft, rows, (*stop_tokens, padding))
     check_options(length, temperature, top_k, top_p, min_p, repetition_penalty, draft_length)
     number = lambda value: None if value is None else jnp.float32(value)
-    penalty = None if repetition_penalty == 1 else repetition_penalty
+    penalty = None if repetition_penalty == 1 else jnp.float32(repetition_penalty)
     setup = Setup(
         model,
         draft,
         0 if draft is None else draft_length,
-        Sampling(number(penalty), number(temperature), top_k, number(top_p), number(min_p)),
+        Sampling(penalty, jnp.float32(temperature), top_k, number(top_p), number(min_p)),
         jnp.asarray(tuple(stop_tokens), jnp.int32),
     )
     state = _open(setup, _row_keys(key, len(rows)), *_align(rows), length, jnp.int32(padding))
@@ -103,10 +103,7 @@ def _open(
 @eqx.filter_jit
 def _advance(setup: Setup, rows: Row, rounds: Int[Array, ""]) -> Row:
     """Continues the rows, `rounds` times or until all have ended."""
-    if setup.draft is None:
-        advance = partial(step_row, setup)
-    else:
-        advance = partial(speculate_row, setup, setup.draft)
+    advance = partial(step_row if setup.draft is None else speculate_row, setup)
 
     def going_on(carry):
         round, rows = carry

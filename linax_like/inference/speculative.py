@@ -16,14 +16,17 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..context import SequenceContext
 from ..models import LanguageModel
+from ..stack import StackState
 from .rows import known, record, Row, Setup
 from .sampling import adjust, draw
 
 
-def speculate_row(setup: Setup, draft: LanguageModel, row: Row) -> Row:
+def speculate_row(setup: Setup, row: Row) -> Row:
     """Draws between one token and `draft_length` and one."""
+    draft, draft_state = setup.draft, row.draft_state
+    assert draft is not None and draft_state is not None
     draft_key, accept_key, end_key = jr.split(jr.fold_in(row.key, row.length), 3)
-    proposed, q, seen = _propose(setup, draft, row, draft_key)
+    proposed, q, seen = _propose(setup, draft, draft_state, row, draft_key)
     block = jnp.concatenate([row.last[None], proposed])
     _, output = setup.model.prefill(row.state, block)
     logits = known(setup.model, output.logits)
@@ -35,12 +38,12 @@ def speculate_row(setup: Setup, draft: LanguageModel, row: Row) -> Row:
     new = record(setup, row, tokens, logits, accepted + 1)
     read = SequenceContext(mask=jnp.arange(len(block)) < new.length - row.length)
     state, _ = setup.model.prefill(row.state, block, context=read)
-    draft_state, _ = draft.prefill(row.draft_state, block, context=read)
+    draft_state, _ = draft.prefill(draft_state, block, context=read)
     return new._replace(state=state, draft_state=draft_state)
 
 
 def _propose(
-    setup: Setup, draft: LanguageModel, row: Row, key: PRNGKeyArray
+    setup: Setup, draft: LanguageModel, state: StackState, row: Row, key: PRNGKeyArray
 ) -> tuple[
     Int[Array, " k"], Float[Array, "k vocabulary"], Bool[Array, "k_and_one vocabulary"] | None
 ]:
@@ -54,7 +57,7 @@ def _propose(
         after = None if seen is None else seen.at[token].set(True)
         return (state, token, after), (token, jax.nn.softmax(adjusted), seen)
 
-    start = row.draft_state, row.last, row.seen
+    start = state, row.last, row.seen
     keys = jr.split(key, setup.draft_length)
     (_, _, last_seen), (tokens, q, seen) = jax.lax.scan(propose, start, keys)
     join = lambda before, last: jnp.concatenate([before, last[None]])
