@@ -39,6 +39,10 @@ from .heads import (
     Values as Values,
 )
 from .inference import generate as generate, Generation as Generation
+from .interop import (
+    load_pretrained as load_pretrained,
+    save_pretrained as save_pretrained,
+)
 from .models import (
     LanguageModel as LanguageModel,
     LanguageModelConfig as LanguageModelConfig,
@@ -60,8 +64,11 @@ from .parameters import (
 )
 from .paths import named_arrays as named_arrays, with_arrays as with_arrays
 from .positions import (
+    AbstractRopeScalingConfig as AbstractRopeScalingConfig,
     LearnedPositions as LearnedPositions,
     LearnedPositionsConfig as LearnedPositionsConfig,
+    LinearRopeScalingConfig as LinearRopeScalingConfig,
+    Llama3RopeScalingConfig as Llama3RopeScalingConfig,
     SinusoidalPositions as SinusoidalPositions,
     SinusoidalPositionsConfig as SinusoidalPositionsConfig,
 )

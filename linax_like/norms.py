@@ -1,6 +1,7 @@
 """Normalisation over features, with statistics in at least float32.
 
 RMSNorm(x)   = w ⊙ x / √(mean(x²) + ε)                    https://arxiv.org/abs/1910.07467
+               (1 + w) ⊙ … if centred on zero, as in Gemma
 LayerNorm(x) = w ⊙ (x - mean(x)) / √(var(x) + ε) + b      https://arxiv.org/abs/1607.06450
 """
 
@@ -31,9 +32,11 @@ class RMSNormConfig(AbstractNormConfig):
     """Division by the root mean square.
 
     - `eps`: added to the mean square, so that zero stays zero and its gradient finite.
+    - `zero_centered`: the factor is one plus the weight, so that decay draws it to one.
     """
 
     eps: float = 1e-6
+    zero_centered: bool = False
 
     def __post_init__(self):
         require_positive(self, "eps")
@@ -80,11 +83,13 @@ class RMSNorm(AbstractNorm):
     def __init__(self, in_features: int, cfg: RMSNormConfig, key: PRNGKeyArray):
         self.config = cfg
         self.in_features = in_features
-        self.weight = constant(1, (in_features,))
+        self.weight = constant(0 if cfg.zero_centered else 1, (in_features,))
 
     def __call__(self, x: Float[Array, "*shape features"]) -> Float[Array, "*shape features"]:
         normal = divide_by_rms(x, self.config.eps)
-        return (normal * self.weight.astype(normal.dtype)).astype(x.dtype)
+        factor = self.weight.astype(normal.dtype)
+        factor = 1 + factor if self.config.zero_centered else factor
+        return (normal * factor).astype(x.dtype)
 
 
 def divide_by_rms(

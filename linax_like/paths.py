@@ -5,6 +5,7 @@ that names do not depend on how layers are grouped. Freezing, import, export and
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -51,30 +52,46 @@ def with_arrays(model: PyTree, arrays: Mapping[str, Values]) -> PyTree:
                 f"{tuple(expected[name].shape)}. Was it saved from another config?"
             )
 
-    def replace(path, node):
+    def fill(place: Place) -> Array:
+        leaves = [jnp.asarray(arrays[name]) for name in place.names]
+        return jnp.stack(leaves) if place.stacked else leaves[0]
+
+    return jax.tree.map(fill, array_places(model))
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a leaf of a model holds: the array of one name, or stacked those of several."""
+
+    names: tuple[str, ...]
+    stacked: bool
+
+
+def array_places(model: PyTree) -> PyTree[Place]:
+    """For every array of a model or its skeleton, what it holds by public name."""
+
+    def mark(path, node):
         prefix = _join(path)
-        return (
-            _fill(node, prefix, arrays) if isinstance(node, Stack) else jnp.asarray(arrays[prefix])
-        )
+        return _mark(node, prefix) if _is_stack(node) else Place((prefix,), False)
 
-    return jax.tree_util.tree_map_with_path(replace, model, is_leaf=_is_stack)
+    return jax.tree_util.tree_map_with_path(mark, model, is_leaf=_is_stack)
 
 
-def _fill(stack: Stack, prefix: str, arrays: Mapping[str, Values]) -> Stack:
+def _mark(stack: Stack, prefix: str) -> PyTree[Place]:
     layers: dict[tuple[int, int], list[int]] = {}
     for layer, group, place, _ in _places(stack):
         layers.setdefault((group, place), []).append(layer)
 
-    def replace(path, leaf):
+    def mark(path, leaf):
         match path[0].name, path[1:]:
             case "groups", (group, place, *inner):
                 where = layers[group.idx, place.idx]
                 names = (_slash(prefix, str(layer), _join(inner)) for layer in where)
-                return jnp.stack([jnp.asarray(arrays[name]) for name in names])
+                return Place(tuple(names), True)
             case field, inner:
-                return jnp.asarray(arrays[_slash(prefix, field, _join(inner))])
+                return Place((_slash(prefix, field, _join(inner)),), False)
 
-    return jax.tree_util.tree_map_with_path(replace, stack)
+    return jax.tree_util.tree_map_with_path(mark, stack)
 
 
 def _places(stack: Stack) -> Iterator[tuple[int, int, int, int]]:

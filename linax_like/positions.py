@@ -5,10 +5,13 @@
     rotary      (a, b) → (a cos - b sin, b cos + a sin)       https://arxiv.org/abs/2104.09864
     sinusoidal  (sin, cos)                                    https://arxiv.org/abs/1706.03762
 
-for every pair of features: i and i + size/2, or, interleaved, 2i and 2i + 1.
+for every pair of features: i and i + size/2, or, interleaved, 2i and 2i + 1. Models trained on short
+texts reach longer ones with slower angles: all of them, or, as in Llama 3, the slow ones
+(https://arxiv.org/abs/2407.21783).
 """
 
 import abc
+import math
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -16,11 +19,64 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
+from numpy.typing import NDArray
 
-from .config import AbstractConfig, require_positive
+from .config import AbstractConfig, require, require_positive
 from .initializers import normal
 from .precision import upcast
 from .types import Signal
+
+
+@dataclass(frozen=True)
+class AbstractRopeScalingConfig(AbstractConfig):
+    """How the angles of rotary positions are slowed down for long sequences."""
+
+    @abc.abstractmethod
+    def apply(self, frequencies: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The frequencies to turn by, from those that the base gives."""
+
+
+@dataclass(frozen=True)
+class LinearRopeScalingConfig(AbstractRopeScalingConfig):
+    """All angles slower, as if positions were closer together (https://arxiv.org/abs/2306.15595).
+
+    - `factor`: how much slower.
+    """
+
+    factor: float
+
+    def __post_init__(self):
+        require_positive(self, "factor")
+
+    def apply(self, frequencies: NDArray[np.float64]) -> NDArray[np.float64]:
+        return frequencies / self.factor
+
+
+@dataclass(frozen=True)
+class Llama3RopeScalingConfig(AbstractRopeScalingConfig):
+    """Slow angles slower, fast ones as they were, and between them a smooth passage.
+
+    - `factor`: how much slower.
+    - `low_frequency`, `high_frequency`: angles that turn at most, or at least, so many times in the
+        original length are slow, or fast.
+    - `original_length`: the longest sequence that the model was trained on before.
+    """
+
+    factor: float = 8.0
+    low_frequency: float = 1.0
+    high_frequency: float = 4.0
+    original_length: int = 8192
+
+    def __post_init__(self):
+        require_positive(self, "factor", "low_frequency", "original_length")
+        law = "above low_frequency"
+        require(self.low_frequency < self.high_frequency, self, "high_frequency", law)
+
+    def apply(self, frequencies: NDArray[np.float64]) -> NDArray[np.float64]:
+        turns = self.original_length * frequencies / (2 * math.pi)
+        fast = (turns - self.low_frequency) / (self.high_frequency - self.low_frequency)
+        fast = np.clip(fast, 0, 1)
+        return fast * frequencies + (1 - fast) * frequencies / self.factor
 
 
 def rope(
@@ -30,6 +86,7 @@ def rope(
     *,
     rotary_dim: int | None = None,
     interleaved: bool = False,
+    scaling: AbstractRopeScalingConfig | None = None,
 ) -> Float[Array, "*time heads head"]:
     """Rotary position embedding: turns pairs of features by angles that grow with the position.
 
@@ -38,6 +95,7 @@ def rope(
     - `base`: the slowest pair turns once in about `2π · base` positions.
     - `rotary_dim`: turn only the first so many features; all by default.
     - `interleaved`: pair neighbours, as GPT-J does; by default the two halves, as Llama does.
+    - `scaling`: how the angles are slowed down.
     """
     size = x.shape[-1] if rotary_dim is None else rotary_dim
     if size % 2 or not 0 <= size <= x.shape[-1]:
@@ -46,7 +104,7 @@ def rope(
             f"{x.shape[-1]}. Received {size}. Choose an even head size or another `rotary_dim`."
         )
     wide = upcast(x)
-    angles = _angles(positions, size, base, wide.dtype)[..., None, :]
+    angles = _angles(positions, size, base, wide.dtype, scaling)[..., None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     a, b = _split_pairs(wide[..., :size], interleaved)
     turned = _join_pairs(a * cos - b * sin, b * cos + a * sin, interleaved)
@@ -151,9 +209,14 @@ class LearnedPositions(AbstractPositions):
 
 
 def _angles(
-    positions: Int[Array, "*time"], size: int, base: float, dtype: DTypeLike
+    positions: Int[Array, "*time"],
+    size: int,
+    base: float,
+    dtype: DTypeLike,
+    scaling: AbstractRopeScalingConfig | None = None,
 ) -> Float[Array, "*time half"]:
     frequencies = np.float64(base) ** (-np.arange(0, size, 2) / max(size, 1))
+    frequencies = frequencies if scaling is None else scaling.apply(frequencies)
     return positions[..., None].astype(dtype) * jnp.asarray(frequencies, dtype)
 
 

@@ -1,5 +1,6 @@
 """Normalisations and position encodings: formulas, dtypes, gradients where they are delicate."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -99,3 +100,26 @@ def test_a_learned_position_outside_the_table_is_nan():
     y = learned(jnp.asarray([2, 3, -1, 0]))
     np.testing.assert_array_equal(y[jnp.asarray([0, 3])], learned.table[jnp.asarray([2, 0])])
     assert jnp.isnan(y[1:3]).all()
+
+
+def test_rms_norm_centred_on_zero(x):
+    norm = lx.RMSNormConfig(zero_centered=True).build(16, KEY)
+    np.testing.assert_array_equal(norm(x), lx.RMSNormConfig().build(16, KEY)(x))
+    half = eqx.tree_at(lambda n: n.weight, norm, jnp.full(16, -0.5))
+    np.testing.assert_allclose(half(x), norm(x) / 2, rtol=1e-6)
+
+
+def test_linear_rope_scaling_brings_positions_closer():
+    x, places = jr.normal(KEY, (4, 3, 8)), jnp.arange(4)
+    slow = rope(x, 3 * places, scaling=lx.LinearRopeScalingConfig(3.0))
+    np.testing.assert_allclose(slow, rope(x, places), atol=1e-6)
+
+
+def test_llama3_rope_scaling_slows_the_slow_angles_only():
+    scaling = lx.Llama3RopeScalingConfig(8.0, 1.0, 4.0, original_length=100)
+    turns = np.asarray([0.5, 1.0, 2.5, 4.0, 7.0])  # in the original length
+    frequencies = 2 * np.pi * turns / 100
+    expected = frequencies * [1 / 8, 1 / 8, (1 + 1 / 8) / 2, 1, 1]
+    np.testing.assert_allclose(scaling.apply(frequencies), expected)
+    with pytest.raises(ValueError, match="high_frequency"):
+        lx.Llama3RopeScalingConfig(low_frequency=4.0, high_frequency=4.0)

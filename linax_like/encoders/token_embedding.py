@@ -27,13 +27,15 @@ class TokenEmbeddingConfig(AbstractEncoderConfig):
     - `positions`: an additive position encoding; none by default, since recurrent mixers and rotary
         attention know positions by themselves.
     - `init_std`: standard deviation of a fresh table. The default 1 suits pre-norm blocks.
+    - `scale`: factor of the token vectors.
     """
 
     positions: SinusoidalPositionsConfig | LearnedPositionsConfig | None = None
     init_std: float = 1.0
+    scale: float = 1.0
 
     def __post_init__(self):
-        require_positive(self, "init_std")
+        require_positive(self, "init_std", "scale")
 
     def build(self, in_features: int, out_features: int, key: PRNGKeyArray) -> "TokenEmbedding":
         return TokenEmbedding(in_features, out_features, self, key)
@@ -69,7 +71,7 @@ class TokenEmbedding(AbstractEncoder):
                 f"{x.dtype.name}{list(x.shape)}. Use `jax.vmap` for a batch."
             )
         tokens = x if context.mask is None else jnp.where(context.mask, x, 0)
-        features = embed(self.table, tokens)
+        features = self.config.scale * embed(self.table, tokens)
         if self.positions is not None:
             places = context.positions_from(jnp.zeros((), jnp.int32), len(x))
             features = features + self.positions(places)

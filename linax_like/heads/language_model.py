@@ -15,16 +15,20 @@ from ..precision import linear, upcast
 class LanguageModelHeadConfig(AbstractConfig):
     """Logits by a matrix of its own, or by the embedding table.
 
-    - `tied`: reuse the embedding table; the logits are then divided by the square root of the width,
-        since the rows of the table have unit variance.
+    - `tied`: reuse the embedding table.
+    - `scale`: factor of the logits; by default 1, or with a tied table, whose rows have unit variance,
+        one over the square root of the width.
     - `soft_cap`: bound the logits smoothly to `±soft_cap`, `soft_cap · tanh(logits / soft_cap)`.
     """
 
     tied: bool = True
     soft_cap: float | None = None
+    scale: float | None = None
 
     def __post_init__(self):
-        require(self.soft_cap is None or self.soft_cap > 0, self, "soft_cap", "positive or None")
+        for field in ("soft_cap", "scale"):
+            value = getattr(self, field)
+            require(value is None or value > 0, self, field, "positive or None")
 
     def build(self, in_features: int, out_features: int, key: PRNGKeyArray) -> "LanguageModelHead":
         return LanguageModelHead(in_features, out_features, self, key)
@@ -46,9 +50,9 @@ class LanguageModelHead(eqx.Module):
         self, x: Float[Array, "*time features"], table: Float[Array, "vocabulary features"]
     ) -> Float[Array, "*time vocabulary"]:
         """The logits; `table` is the embedding table that a tied head uses."""
-        if self.weight is None:
-            logits = linear(x * x.shape[-1] ** -0.5, table)
-        else:
-            logits = linear(x, self.weight)
+        scale = self.config.scale
+        if scale is None:
+            scale = x.shape[-1] ** -0.5 if self.config.tied else 1.0
+        logits = linear(x * scale, table if self.weight is None else self.weight)
         logits, cap = upcast(logits), self.config.soft_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)

@@ -10,8 +10,6 @@ from typing import TypeVar
 
 import jax
 from jaxtyping import PyTree
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
 from ..files import write_atomically
 from ..paths import named_arrays, with_arrays
@@ -22,6 +20,8 @@ Model = TypeVar("Model", bound=PyTree)
 
 def save_weights(path: str | os.PathLike, model: PyTree) -> None:
     """Writes every array of `model` under its public name. The file appears whole or not at all."""
+    from safetensors.numpy import save
+
     write_atomically(path, save(jax.device_get(named_arrays(model))))
 
 
@@ -32,6 +32,9 @@ def load_weights(path: str | os.PathLike, skeleton: Model) -> Model:
 
     **Raises:** `ValueError` if the file is missing, is not whole, or does not fit the skeleton.
     """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
     try:
         arrays = load_file(path)
     except FileNotFoundError:

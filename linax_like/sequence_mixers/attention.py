@@ -23,7 +23,7 @@ from ..initializers import constant, linear_weight, split
 from ..norms import RMSNorm, RMSNormConfig
 from ..ops.attention import attention
 from ..ops.attention.ring_buffer import append, chronological
-from ..positions import rope
+from ..positions import AbstractRopeScalingConfig, rope
 from ..precision import linear
 from ..types import Frame, Signal
 from .base import (
@@ -51,8 +51,10 @@ class AttentionSequenceMixerConfig(AbstractSequenceMixerConfig):
         those less than `window` away on either side.
     - `causal`: a position sees no later one.
     - `qk_norm`: RMS-normalise queries and keys, which keeps the scores bounded in training.
+    - `norm`: how, with `qk_norm`.
     - `rope_base`: base of the rotary position embedding; None leaves positions out.
     - `rope_fraction`: the part of a head that it turns, from the first feature on.
+    - `rope_scaling`: how its angles are slowed down for sequences longer than those trained on.
     - `soft_cap`: bound the scores smoothly, `soft_cap · tanh(score / soft_cap)`.
     - `bias`: which projections have a learned bias.
     """
@@ -63,8 +65,10 @@ class AttentionSequenceMixerConfig(AbstractSequenceMixerConfig):
     window: int | None = None
     causal: bool = True
     qk_norm: bool = False
+    norm: RMSNormConfig = RMSNormConfig()
     rope_base: float | None = 10000.0
     rope_fraction: float = 1.0
+    rope_scaling: AbstractRopeScalingConfig | None = None
     soft_cap: float | None = None
     bias: Literal["none", "qkv", "out", "all"] = "none"
 
@@ -136,9 +140,8 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         self.k_bias = constant(0, (kv_size,)) if inner else None
         self.v_bias = constant(0, (kv_size,)) if inner else None
         self.out_bias = constant(0, (in_features,)) if cfg.bias in ("out", "all") else None
-        norm = RMSNormConfig()
-        self.q_norm = norm.build(self.head_dim, norm_key) if cfg.qk_norm else None
-        self.k_norm = norm.build(self.head_dim, norm_key) if cfg.qk_norm else None
+        self.q_norm = cfg.norm.build(self.head_dim, norm_key) if cfg.qk_norm else None
+        self.k_norm = cfg.norm.build(self.head_dim, norm_key) if cfg.qk_norm else None
 
     @property
     def causal(self) -> bool:
@@ -237,9 +240,10 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         v = self._heads(linear(x, self.v_proj, self.v_bias))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if self.config.rope_base is not None:
-            size = _rotary_dim(self.config, self.head_dim)
-            turn = partial(rope, base=self.config.rope_base, rotary_dim=size)
+        cfg = self.config
+        if cfg.rope_base is not None:
+            size = _rotary_dim(cfg, self.head_dim)
+            turn = partial(rope, base=cfg.rope_base, rotary_dim=size, scaling=cfg.rope_scaling)
             q, k = turn(q, positions), turn(k, positions)
         return q, k, v
 

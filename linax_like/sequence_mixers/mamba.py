@@ -8,6 +8,8 @@
 A complex A comes in conjugate pairs, of which one is kept: then 2 Re(h[t] C[t]). `bilinear` is the
 trapezoid rule in `step` too.
 
+Falcon Mamba (https://arxiv.org/abs/2410.05355) divides δ, B and C by their root mean squares.
+
 With `context.timesteps` τ the decay has a step size of its own, and what an input weighs stays Δ:
 either Δ_A[t] = τ[t] Δ[t], or, for events, Δ_A[t] = τ[t] softplus(b_A) as in STREAM (Schöne et al.,
 2024, https://arxiv.org/abs/2411.12603).
@@ -27,6 +29,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ..config import require, require_choice, require_positive
 from ..context import SequenceContext
 from ..initializers import constant, linear_weight, normal, split, step_size_bias, uniform
+from ..norms import divide_by_rms
 from ..ops.complex_pair import ComplexPair
 from ..ops.discretize import Discretization
 from ..ops.selective_scan import Parts, selective_scan, selective_step
@@ -51,6 +54,8 @@ class MambaSequenceMixerConfig(AbstractSequenceMixerConfig):
     - `timestep_decay`: what `context.timesteps` multiply in the decay: Δ (`"scaled"`; timesteps of
         one change nothing), or a parameter (`"learned"`).
     - `short_bias`, `proj_bias`: whether the short convolution, and W_in and W_out, have biases.
+    - `select_norm_eps`: divide δ, B and C by their root mean squares, to whose squares this is added;
+        None leaves them as they are.
     """
 
     state_dim: int = 16
@@ -65,10 +70,13 @@ class MambaSequenceMixerConfig(AbstractSequenceMixerConfig):
     timestep_decay: Literal["scaled", "learned"] = "scaled"
     short_bias: bool = True
     proj_bias: bool = False
+    select_norm_eps: float | None = None
 
     def __post_init__(self):
         require_positive(self, "state_dim", "expand", "short_width", "dt_min", "dt_floor")
-        require(self.dt_rank is None or self.dt_rank > 0, self, "dt_rank", "positive or None")
+        for field in ("dt_rank", "select_norm_eps"):
+            value = getattr(self, field)
+            require(value is None or value > 0, self, field, "positive or None")
         require(self.dt_min <= self.dt_max, self, "dt_max", "at least dt_min")
         require_choice(self, "discretization", "eigenvalues", "timestep_decay")
         even = self.eigenvalues == "real" or self.state_dim % 2 == 0
@@ -225,9 +233,12 @@ class MambaSequenceMixer(AbstractRecurrentMixer[MambaState]):
     ) -> tuple[Array, Array | None, Parts, Parts]:
         """Δ, Δ_A if it is another, B and C."""
         rank, states = self.dt_proj.shape[1], self.config.state_dim
-        low_rank, *BC = jnp.split(linear(u, self.select_proj), [rank, rank + states], axis=-1)
-        B, C = map(upcast, BC)
-        dt = upcast(linear(low_rank, self.dt_proj))
+        selected = jnp.split(linear(u, self.select_proj), [rank, rank + states], axis=-1)
+        if self.config.select_norm_eps is not None:
+            selected = (divide_by_rms(z, self.config.select_norm_eps) for z in selected)
+        low_rank, B, C = selected
+        B, C = upcast(B), upcast(C)
+        dt = upcast(linear(low_rank.astype(u.dtype), self.dt_proj))
         dt = jax.nn.softplus(dt + self.dt_bias.astype(dt.dtype))
         if self.frequency is not None:
             B, C = (ComplexPair(*jnp.split(z, 2, axis=-1)) for z in (B, C))

@@ -48,6 +48,7 @@ class Mamba2SequenceMixerConfig(AbstractSequenceMixerConfig):
     - `dt_limits`: Δ is clipped to this range; None leaves it as it is.
     - `norm_eps`: added to the mean square that the norm divides by.
     - `chunk`: positions computed together: more take more work each, and less memory in training.
+    - `short_bias`, `proj_bias`: whether the short convolution, and W_in and W_out, have biases.
     """
 
     state_dim: int = 128
@@ -61,6 +62,8 @@ class Mamba2SequenceMixerConfig(AbstractSequenceMixerConfig):
     dt_limits: tuple[float, float] | None = None
     norm_eps: float = 1e-5
     chunk: int = 64
+    short_bias: bool = True
+    proj_bias: bool = False
 
     def __post_init__(self):
         require_positive(self, "state_dim", "expand", "num_groups", "short_width", "chunk")
@@ -94,13 +97,15 @@ class Mamba2SequenceMixer(AbstractRecurrentMixer[Mamba2State]):
     num_heads: int = eqx.field(static=True)
     head_dim: int = eqx.field(static=True)
     in_proj: Float[Array, "projections features"]  # W_in: z, x, B, C, δ
+    in_bias: Float[Array, " projections"] | None
     short_weight: Float[Array, "width channels"]
-    short_bias: Float[Array, " channels"]
+    short_bias: Float[Array, " channels"] | None
     log_decay: Float[Array, " heads"]  # a
     dt_bias: Float[Array, " heads"]  # b_Δ
     skip: Float[Array, " heads"]  # D
     norm_weight: Float[Array, " inner"]
     out_proj: Float[Array, "features inner"]  # W_out
+    out_bias: Float[Array, " features"] | None
 
     def __init__(self, in_features: int, cfg: Mamba2SequenceMixerConfig, key: PRNGKeyArray):
         in_key, short_key, decay_key, dt_key, out_key = split(key, 5)
@@ -109,15 +114,18 @@ class Mamba2SequenceMixer(AbstractRecurrentMixer[Mamba2State]):
         self.num_heads, self.head_dim = _head_sizes(in_features, cfg)
         inner = self.num_heads * self.head_dim
         channels, heads = inner + 2 * cfg.num_groups * cfg.state_dim, (self.num_heads,)
-        self.in_proj = linear_weight(in_key, in_features, inner + channels + self.num_heads)
+        projections = inner + channels + self.num_heads
+        self.in_proj = linear_weight(in_key, in_features, projections)
+        self.in_bias = constant(0, (projections,)) if cfg.proj_bias else None
         short_shape = (cfg.short_width, channels)
         self.short_weight = normal(short_key, short_shape, 1 / math.sqrt(cfg.short_width))
-        self.short_bias = constant(0, (channels,))
+        self.short_bias = constant(0, (channels,)) if cfg.short_bias else None
         self.log_decay = jnp.log(uniform(decay_key, heads, 1.0, 16.0))
         self.dt_bias = step_size_bias(dt_key, heads, cfg.dt_min, cfg.dt_max, cfg.dt_floor)
         self.skip = constant(1, heads)
         self.norm_weight = constant(1, (inner,))
         self.out_proj = linear_weight(out_key, inner, in_features)
+        self.out_bias = constant(0, (in_features,)) if cfg.proj_bias else None
 
     @property
     def causal(self) -> bool:
@@ -186,7 +194,7 @@ class Mamba2SequenceMixer(AbstractRecurrentMixer[Mamba2State]):
         """z, xBC and δ."""
         inner = self.num_heads * self.head_dim
         ends = (inner, inner + self.short_weight.shape[1])
-        gate, mixed, dt = jnp.split(linear(x, self.in_proj), ends, axis=-1)
+        gate, mixed, dt = jnp.split(linear(x, self.in_proj, self.in_bias), ends, axis=-1)
         return gate, mixed, dt
 
     def _heads(self, mixed: Float[Array, "*time channels"]) -> tuple[Array, Array, Array]:
@@ -226,7 +234,7 @@ class Mamba2SequenceMixer(AbstractRecurrentMixer[Mamba2State]):
         groups = y.reshape(*y.shape[:-1], *groups)
         normal = divide_by_rms(groups, self.config.norm_eps).reshape(y.shape)
         normal = normal * self.norm_weight.astype(normal.dtype)
-        return linear(normal.astype(x.dtype), self.out_proj)
+        return linear(normal.astype(x.dtype), self.out_proj, self.out_bias)
 
 
 def _head_sizes(in_features: int, cfg: Mamba2SequenceMixerConfig) -> tuple[int, int]:

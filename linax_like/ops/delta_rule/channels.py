@@ -10,13 +10,14 @@ writes by its keys is
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ...precision import einsum
+from ...precision import einsum, upcast
 from ..decayed_scores import decayed_scores
 from ..matrix_memory import chunk_recurrence, Recurrence
-from ..triangular import unit_triangular_inverse
+from ..triangular import unit_triangular_inverse, unit_triangular_solve
 from .reference import delta_rule_step
 
 
@@ -29,34 +30,39 @@ def channelwise_delta_rule(state, q, k, v, beta, log_decay, chunk):
 class Prepared(NamedTuple):
     """Per head; `size` is that of a chunk."""
 
-    write: Array  # what R has of V: (size, value)
-    erase: Array  # and of -S: (size, key)
     q: Array  # Q ⊙ exp(ℓ): (size, key)
-    mix: Array  # M_qk: (size, size)
+    removed: Array  # K ⊙ exp(ℓ): (size, key)
+    added: Array  # K ⊙ exp(ℓ[-1] - ℓ): (size, key)
+    values: Array  # (size, value)
+    beta: Array  # (size, 1)
+    scores: Array  # M_qk: (size, size)
+    lower: Array  # β ⊙ M_kk: (size, size)
+    inverse: Array  # (I + tril(β ⊙ M_kk, -1))⁻¹: (size, size)
     through: Array  # exp(ℓ[-1]): (key,)
-    k: Array  # K ⊙ exp(ℓ[-1] - ℓ): (size, key)
 
 
 def _prepare(chunk) -> Prepared:
     q, k, v, beta, log_decay = chunk
-    dtype, beta = v.dtype, beta[:, :, None]
+    dtype, beta = v.dtype, upcast(beta)[:, :, None]
     (of_k, of_q), since_start, until_end = decayed_scores(jnp.stack([k, q]), k[None], log_decay)
-    inverse = unit_triangular_inverse(beta * of_k[0]).astype(dtype)
+    lower = beta * of_k[0]
     return Prepared(
-        write=einsum("hti,hiv->htv", inverse, (beta * v).astype(dtype)),
-        erase=einsum("hti,hic->htc", inverse, (beta * k * since_start).astype(dtype)).astype(
-            dtype
-        ),
         q=(q * since_start).astype(dtype),
-        mix=of_q[0].astype(dtype),
+        removed=(k * since_start).astype(dtype),
+        added=(k * until_end).astype(dtype),
+        values=v,
+        beta=beta,
+        scores=of_q[0].astype(dtype),
+        lower=lower,
+        inverse=jax.lax.stop_gradient(unit_triangular_inverse(lower)),
         through=since_start[:, -1],
-        k=(k * until_end).astype(dtype),
     )
 
 
 def _advance(state, chunk: Prepared):
     dtype = chunk.q.dtype
     entering = state.astype(dtype)
-    written = (chunk.write - einsum("htc,hcv->htv", chunk.erase, entering)).astype(dtype)
-    y = einsum("htc,hcv->htv", chunk.q, entering) + einsum("hti,hiv->htv", chunk.mix, written)
-    return chunk.through[:, :, None] * state + einsum("htc,htv->hcv", chunk.k, written), y
+    right = chunk.beta * (chunk.values - einsum("htc,hcv->htv", chunk.removed, entering))
+    written = unit_triangular_solve(chunk.lower, chunk.inverse, right).astype(dtype)
+    y = einsum("htc,hcv->htv", chunk.q, entering) + einsum("hti,hiv->htv", chunk.scores, written)
+    return chunk.through[:, :, None] * state + einsum("htc,htv->hcv", chunk.added, written), y

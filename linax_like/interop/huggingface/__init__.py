@@ -1,0 +1,1 @@
+from .folder import load as load, save as save

@@ -1,0 +1,84 @@
+"""Models in a folder: `config.json` says what they are, and safetensors hold the arrays by public name.
+
+save_pretrained(model, "folder")
+model = load_pretrained("folder")
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.sharding import Sharding
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
+
+from ..config import AbstractConfig
+from ..models import LanguageModel, LanguageModelConfig, SequenceModel, SequenceModelConfig
+from ..paths import named_arrays
+from .folder import (
+    CONFIG,
+    fill,
+    MAX_SHARD_BYTES,
+    read_json,
+    require_arrays,
+    WeightFolder,
+    write_folder,
+)
+
+
+def save_pretrained(
+    model: LanguageModel | SequenceModel,
+    folder: str | os.PathLike,
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes a model's config and weights. The folder appears whole or not at all.
+
+    - `max_shard_bytes`: larger weights are split into several files with an index.
+
+    **Raises:** `ValueError` if there already is something at `folder`.
+    """
+    arrays = named_arrays(jax.device_get(model))
+    tensors = ((name, np.asarray(array)) for name, array in arrays.items())
+    write_folder(folder, model.config.to_json(), tensors, max_shard_bytes)
+
+
+def load_pretrained(
+    folder: str | os.PathLike,
+    *,
+    dtype: DTypeLike | None = None,
+    sharding: Sharding | PyTree[Sharding] | None = None,
+) -> LanguageModel | SequenceModel:
+    """The model of a folder that `save_pretrained` wrote, bit for bit.
+
+    - `dtype`: `"float32"` or `"bfloat16"`, of parameters and residual stream; by default as saved.
+    - `sharding`: one for all arrays, or a tree of them like the model; every array goes straight there.
+
+    **Raises:** `ValueError` that names the file, field or array, if something is missing, extra, of
+    another shape or not whole.
+    """
+    config = _read_config(Path(folder) / CONFIG)
+    if dtype is not None:
+        config = dataclasses.replace(config, dtype=jnp.dtype(dtype).name)
+    skeleton = eqx.filter_eval_shape(config.build, jr.key(0))
+    weights = WeightFolder(folder)
+    shapes = {name: leaf.shape for name, leaf in named_arrays(skeleton).items()}
+    require_arrays(shapes, weights.shapes)
+    return fill(skeleton, weights.read, dtype, sharding)
+
+
+def _read_config(path: Path) -> LanguageModelConfig | SequenceModelConfig:
+    values = read_json(path)
+    if "model_type" in values:
+        raise ValueError(
+            f"`{path}` was written by transformers: load it with `interop.huggingface.load`."
+        )
+    config = AbstractConfig.from_dict(values)
+    if not isinstance(config, LanguageModelConfig | SequenceModelConfig):
+        raise ValueError(f"`{path}` holds a `{type(config).__name__}`, which is not a model's.")
+    return config
