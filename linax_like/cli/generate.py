@@ -30,21 +30,16 @@ class Generate:
     repetition_penalty: float = 1.0
     """Above 1, discourages tokens that were there before."""
     stop: str | None = None
-    """End before this text."""
+    """End before this text, where it is generated."""
     seed: int = 0
     """Decides what is drawn."""
 
     def run(self) -> None:
+        if self.stop == "":
+            raise ValueError("`--stop` must be a text of at least one character. Leave it out.")
         model, tokenizer = load_model(self.path)
-        prompt, stream, printer = tokenizer.encode(self.prompt), tokenizer.stream(), Printer(self.stop)
-        started = stream.push(prompt)  # a character may begin in the prompt, and end after it
-
-        def show(row: int, tokens) -> None:
-            nonlocal started
-            printer.begin(started)
-            started = ""
-            printer.write(stream.push(tokens))
-
+        prompt, stream = tokenizer.encode(self.prompt), tokenizer.stream()
+        printer = Printer(stream.push(prompt), self.stop)
         try:
             generate(
                 model,
@@ -57,10 +52,49 @@ class Generate:
                 min_p=self.min_p,
                 repetition_penalty=self.repetition_penalty,
                 stop_tokens=tokenizer.stop_tokens,
-                callback=show,
+                callback=lambda _, tokens: printer.write(stream.push(tokens)),
             )
-            printer.write(stream.finish())
-            printer.finish()
-        except StopText:
-            pass
+            printer.finish(stream.finish())
+        except Stopped:
+            print()
+
+
+class Stopped(Exception):
+    """The stop text was reached."""
+
+
+class Printer:
+    """Shows text as it comes, up to a stop text, of which nothing is shown.
+
+    - `beginning`: shown before the first text.
+    """
+
+    def __init__(self, beginning: str, stop: str | None):
+        self._beginning = beginning
+        self._held = ""
+        self._stop = stop
+
+    def write(self, text: str) -> None:
+        """Shows all but what may be the beginning of the stop text. Raises `Stopped` at its end."""
+        self._held += text
+        if self._stop is not None and self._stop in self._held:
+            self._show(self._held.index(self._stop))
+            raise Stopped
+        self._show(len(self._held) - self._overlap())
+
+    def finish(self, text: str) -> None:
+        """Shows what is left, and ends the line."""
+        self.write(text)
+        self._show(len(self._held))
         print()
+
+    def _show(self, count: int) -> None:
+        print(self._beginning + self._held[:count], end="", flush=True)
+        self._beginning, self._held = "", self._held[count:]
+
+    def _overlap(self) -> int:
+        """How long the end of what is held is also the beginning of the stop text."""
+        if self._stop is None:
+            return 0
+        sizes = range(min(len(self._stop), len(self._held)), 0, -1)
+        return next((n for n in sizes if self._held.endswith(self._stop[:n])), 0)
