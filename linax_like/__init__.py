@@ -44,10 +44,13 @@ from .interop import (
     save_pretrained as save_pretrained,
 )
 from .models import (
+    HybridInitializerConfig as HybridInitializerConfig,
     LanguageModel as LanguageModel,
     LanguageModelConfig as LanguageModelConfig,
+    presets as presets,
     SequenceModel as SequenceModel,
     SequenceModelConfig as SequenceModelConfig,
+    token_loss as token_loss,
 )
 from .norms import (
     AbstractNorm as AbstractNorm,

@@ -48,6 +48,24 @@ class SequenceContext(eqx.Module):
         if segment_ids is not None:
             check_segment_ids(segment_ids, mask)
 
+    @classmethod
+    def from_lengths(
+        cls, lengths: Int[Array | np.ndarray, "*batch"] | int, time: int
+    ) -> "SequenceContext":
+        """The context of one sequence, or of a batch, padded at the end to `time` positions.
+
+        **Raises:** `ValueError` that names a length that is negative or above `time`, if known.
+        """
+        lengths = jnp.asarray(lengths)
+        known = _known(lengths)
+        if known is not None and np.any((known < 0) | (known > time)):
+            wrong = known[(known < 0) | (known > time)][0]
+            raise ValueError(
+                f"`lengths` must be at least 0 and at most the {time} positions of the padded "
+                f"sequences. Received {wrong}."
+            )
+        return cls(mask=jnp.arange(time) < lengths[..., None])
+
     def over_time(self) -> dict[str, Array]:
         """The given fields that have a value per position."""
         names = ("timesteps", "segment_ids", "mask", "positions")

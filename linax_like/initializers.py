@@ -76,6 +76,13 @@ def stack(arrays: Sequence[Array]) -> Array:
     return jax.device_put(np.stack(arrays))
 
 
+def rescale(array: Array, factor: float) -> Array:
+    """`array * factor`, on the host where possible."""
+    if isinstance(array, jax.core.Tracer):
+        return array * factor
+    return jax.device_put(np.asarray(array) * np.float32(factor))
+
+
 def _draw(key: PRNGKeyArray, shape: Shape, kind: Kind) -> list[Float[Array, " block"]]:
     """At least as many numbers as the shape holds."""
     blocks = -(-math.prod(shape) // _BLOCK)

@@ -13,12 +13,12 @@ import equinox as eqx
 import jax
 import jax.random as jr
 from jax.typing import DTypeLike
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .blocks import AbstractBlock, AbstractBlockConfig
 from .config import AbstractConfig, require, require_choice, require_positive
 from .context import advance, advance_one, Cursor, SequenceContext, start_cursor
-from .initializers import split, stack
+from .initializers import rescale, split, stack
 from .norms import AbstractNorm, AbstractNormConfig, RMSNormConfig
 from .types import Aux, Frame, no_aux, Signal
 
@@ -35,16 +35,20 @@ class StackConfig(AbstractConfig):
     - `remat`: what the backward pass finds stored, pattern by pattern. `"none"`: no recomputation;
         `"dots"`: the outputs of matrix products; `"full"`: only the residual stream.
     - `unroll`: repeats per iteration of the loop over repeats.
+    - `branch_scale`: factor on the initial values of the projections (`out_proj`) by which mixers
+        write to the residual stream. One over the root of their number keeps the stream from growing
+        with depth (GPT-2).
     """
 
     groups: tuple[Group, ...]
     final_norm: AbstractNormConfig | None = RMSNormConfig()
     remat: Literal["none", "dots", "full"] = "none"
     unroll: int = 1
+    branch_scale: float = 1.0
 
     def __post_init__(self):
         require_choice(self, "remat")
-        require_positive(self, "unroll")
+        require_positive(self, "unroll", "branch_scale")
         law = "non-empty patterns, each repeated at least once"
         valid = all(len(pattern) > 0 and repeats > 0 for pattern, repeats in self.groups)
         require(len(self.groups) > 0 and valid, self, "groups", law)
@@ -89,7 +93,7 @@ class Stack(eqx.Module):
         self.config = cfg
         self.in_features = in_features
         self.groups = tuple(
-            _build_group(group, in_features, key)
+            _build_group(group, in_features, cfg.branch_scale, key)
             for group, key in zip(cfg.groups, keys, strict=True)
         )
         norm = cfg.final_norm
@@ -194,17 +198,28 @@ class Stack(eqx.Module):
         return x if self.final_norm is None else self.final_norm(x)
 
 
-def _build_group(group: Group, in_features: int, key: PRNGKeyArray) -> tuple[AbstractBlock, ...]:
+def _build_group(
+    group: Group, in_features: int, branch_scale: float, key: PRNGKeyArray
+) -> tuple[AbstractBlock, ...]:
     """One block after the other, stacked on the host: nothing is compiled for it."""
     pattern, repeats = group
     repeated = [
         tuple(
-            cfg.build(in_features, block_key)
+            _scale_branches(cfg.build(in_features, block_key), branch_scale)
             for cfg, block_key in zip(pattern, split(repeat_key, len(pattern)), strict=True)
         )
         for repeat_key in split(key, repeats)
     ]
     return jax.tree.map(lambda *leaves: stack(leaves), *repeated)
+
+
+def _scale_branches(block: AbstractBlock, factor: float) -> AbstractBlock:
+    """The block with its mixers' output projections, but not those within a mixer, scaled."""
+
+    def scale(path, leaf: Array) -> Array:
+        return rescale(leaf, factor) if len(path) == 2 and path[1].name == "out_proj" else leaf
+
+    return block if factor == 1 else jax.tree_util.tree_map_with_path(scale, block)
 
 
 def _split(key: PRNGKeyArray | None, count: int) -> Sequence[PRNGKeyArray | None]:

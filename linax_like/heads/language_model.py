@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..config import AbstractConfig, require
 from ..initializers import linear_weight
+from ..ops.cross_entropy import linear_cross_entropy, SummedLoss
 from ..precision import linear, upcast
 
 
@@ -50,9 +51,34 @@ class LanguageModelHead(eqx.Module):
         self, x: Float[Array, "*time features"], table: Float[Array, "vocabulary features"]
     ) -> Float[Array, "*time vocabulary"]:
         """The logits; `table` is the embedding table that a tied head uses."""
+        logits, cap = upcast(linear(*self._factors(x, table))), self.config.soft_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    def loss(
+        self,
+        x: Float[Array, "*shape features"],
+        table: Float[Array, "vocabulary features"],
+        labels: Int[Array, "*shape"],
+        *,
+        mask: Bool[Array, "*shape"] | None = None,
+        vocab_size: int | None = None,
+        chunk: int | None = None,
+        z_loss: float = 0.0,
+    ) -> SummedLoss:
+        """The cross-entropy of labels, without all logits at once: see `linear_cross_entropy`."""
+        return linear_cross_entropy(
+            *self._factors(x, table),
+            labels,
+            mask=mask,
+            vocab_size=vocab_size,
+            chunk=chunk,
+            z_loss=z_loss,
+            soft_cap=self.config.soft_cap,
+        )
+
+    def _factors(self, x: Array, table: Array) -> tuple[Array, Array]:
+        """The features and the matrix whose product is the logits."""
         scale = self.config.scale
         if scale is None:
             scale = x.shape[-1] ** -0.5 if self.config.tied else 1.0
-        logits = linear(x * scale, table if self.weight is None else self.weight)
-        logits, cap = upcast(logits), self.config.soft_cap
-        return logits if cap is None else cap * jnp.tanh(logits / cap)
+        return x * scale, table if self.weight is None else self.weight

@@ -1,6 +1,9 @@
+from . import presets as presets
+from .hybrid import HybridInitializerConfig as HybridInitializerConfig
 from .language_model import (
     LanguageModel as LanguageModel,
     LanguageModelConfig as LanguageModelConfig,
+    token_loss as token_loss,
 )
 from .sequence_model import (
     SequenceModel as SequenceModel,

@@ -3,17 +3,19 @@
 from dataclasses import dataclass
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from ..config import AbstractConfig, require_choice, require_positive
 from ..context import advance, advance_one, SequenceContext
 from ..encoders import TokenEmbedding, TokenEmbeddingConfig
 from ..heads import LanguageModelHead, LanguageModelHeadConfig, Logits
 from ..initializers import split
+from ..ops.cross_entropy import SummedLoss
 from ..stack import Stack, StackConfig, StackState
-from ..types import no_aux, Token, Tokens
+from ..types import Aux, no_aux, Signal, Token, Tokens
 from .base import Dtype, open_context
 
 
@@ -24,6 +26,9 @@ class LanguageModelConfig(AbstractConfig):
     - `vocab_size`: number of tokens; 256 for bytes.
     - `features`: width of the residual stream.
     - `dtype`: of the residual stream. Parameters are float32 in any case.
+    - `pad_vocab_size_multiple`: the table and the logits get rows up to a multiple of this, which
+        divides over devices and suits their matrix units. No token has them: their logits are minus
+        infinity.
     """
 
     vocab_size: int
@@ -32,10 +37,16 @@ class LanguageModelConfig(AbstractConfig):
     embedding: TokenEmbeddingConfig = TokenEmbeddingConfig()
     head: LanguageModelHeadConfig = LanguageModelHeadConfig()
     dtype: Dtype = "float32"
+    pad_vocab_size_multiple: int = 1
 
     def __post_init__(self):
-        require_positive(self, "vocab_size", "features")
+        require_positive(self, "vocab_size", "features", "pad_vocab_size_multiple")
         require_choice(self, "dtype")
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the table, and width of the logits."""
+        return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
 
     def build(self, key: PRNGKeyArray) -> "LanguageModel":
         return LanguageModel(self, key)
@@ -52,9 +63,10 @@ class LanguageModel(eqx.Module):
     def __init__(self, cfg: LanguageModelConfig, key: PRNGKeyArray):
         embedding_key, stack_key, head_key = split(key, 3)
         self.config = cfg
-        self.embedding = cfg.embedding.build(cfg.vocab_size, cfg.features, embedding_key)
+        rows = cfg.padded_vocab_size
+        self.embedding = cfg.embedding.build(rows, cfg.features, embedding_key)
         self.stack = cfg.stack.build(cfg.features, stack_key)
-        self.head = cfg.head.build(cfg.features, cfg.vocab_size, head_key)
+        self.head = cfg.head.build(cfg.features, rows, head_key)
 
     def __call__(
         self,
@@ -62,30 +74,55 @@ class LanguageModel(eqx.Module):
         key: PRNGKeyArray | None = None,
         *,
         context: SequenceContext | None = None,
+        num_last_tokens: int | None = None,
     ) -> Logits:
-        """Logits `(time, vocab_size)`.
+        """Logits `(time, vocabulary)`.
 
         - `key`: turns dropout on, in training.
+        - `num_last_tokens`: the logits of the last so many positions only, padding counted.
         """
-        context = self._open(context, len(tokens))
-        x, aux = self.stack(self._embed(tokens, context), key, context=context)
-        return Logits(self.head(x, self.embedding.table), aux)
+        x, aux = self.features(tokens, key, context=context)
+        return Logits(self._logits(x, num_last_tokens), aux)
 
-    def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> StackState:
+    def features(
+        self,
+        tokens: Tokens,
+        key: PRNGKeyArray | None = None,
+        *,
+        context: SequenceContext | None = None,
+    ) -> tuple[Signal, Aux]:
+        """What the head reads: the last residual stream."""
+        context = self._open(context, len(tokens))
+        return self.stack(self._embed(tokens, context), key, context=context)
+
+    def init_state(
+        self,
+        max_length: int,
+        dtype: DTypeLike | None = None,
+        *,
+        sharding: jax.sharding.Sharding | None = None,
+    ) -> StackState:
         """The state before the first token of at most `max_length`.
 
         - `dtype`: of cached activations; by default that of the residual stream.
+        - `sharding`: where its arrays go; by default where JAX puts them.
         """
-        return self.stack.init_state(max_length, dtype or jnp.dtype(self.config.dtype))
+        state = self.stack.init_state(max_length, dtype or jnp.dtype(self.config.dtype))
+        return state if sharding is None else jax.device_put(state, sharding)
 
     def prefill(
-        self, state: StackState, tokens: Tokens, *, context: SequenceContext | None = None
+        self,
+        state: StackState,
+        tokens: Tokens,
+        *,
+        context: SequenceContext | None = None,
+        num_last_tokens: int | None = None,
     ) -> tuple[StackState, Logits]:
-        """Reads many tokens at once."""
+        """Reads many tokens at once; `num_last_tokens` as in a call."""
         context = self._open(context, len(tokens))
         _, context = advance(state.cursor, context, len(tokens))
         state, x = self.stack.prefill(state, self._embed(tokens, context), context=context)
-        return state, Logits(self.head(x, self.embedding.table), no_aux())
+        return state, Logits(self._logits(x, num_last_tokens), no_aux())
 
     def step(
         self, state: StackState, token: Token, *, context: SequenceContext | None = None
@@ -95,16 +132,70 @@ class LanguageModel(eqx.Module):
         _, context = advance_one(state.cursor, context)
         here = context.map_time(lambda value: value[None])
         state, x = self.stack.step(state, self._embed(token[None], here)[0], context=context)
-        return state, Logits(self.head(x, self.embedding.table), no_aux())
+        return state, Logits(self._logits(x[None], None)[0], no_aux())
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         """Floating-point operations of one pass over `(time,)` tokens."""
-        head = 2 * spatial_dims[0] * self.config.features * self.config.vocab_size
+        head = 2 * spatial_dims[0] * self.config.features * self.config.padded_vocab_size
         stack = self.stack.flop_count(spatial_dims, inference)
         return stack + (head if inference else 3 * head)
 
     def _open(self, context: SequenceContext | None, length: int) -> SequenceContext:
         return open_context(self, context, self.embedding.uses | self.stack.uses, length)
 
-    def _embed(self, tokens: Tokens, context: SequenceContext):
+    def _embed(self, tokens: Tokens, context: SequenceContext) -> Signal:
+        if self.config.padded_vocab_size > self.config.vocab_size:
+            tokens = jnp.where(tokens < self.config.vocab_size, tokens, -1)  # gives NaN
         return self.embedding(tokens, context=context).astype(jnp.dtype(self.config.dtype))
+
+    def _logits(
+        self, x: Signal, num_last_tokens: int | None
+    ) -> Float[Array, "positions vocabulary"]:
+        if num_last_tokens is not None:
+            if not 0 < num_last_tokens <= len(x):
+                raise ValueError(
+                    f"`num_last_tokens` must be from 1 to the {len(x)} tokens that "
+                    f"`{type(self).__name__}` was given. Received {num_last_tokens}."
+                )
+            x = x[len(x) - num_last_tokens :]
+        logits = self.head(x, self.embedding.table)
+        if logits.shape[-1] == self.config.vocab_size:
+            return logits
+        return jnp.where(jnp.arange(logits.shape[-1]) < self.config.vocab_size, logits, -jnp.inf)
+
+
+def token_loss(
+    model: LanguageModel,
+    tokens: Int[Array, "batch time"],
+    labels: Int[Array, "batch time"],
+    keys: Key[Array, " batch"] | None = None,
+    *,
+    context: SequenceContext | None = None,
+    mask: Bool[Array, "batch time"] | None = None,
+    z_loss: float = 0.0,
+    chunk: int | None = None,
+) -> tuple[SummedLoss, Aux]:
+    """The cross-entropy of a batch, summed, with its gradient and without all logits at once.
+
+    - `labels`: for each position the token that is to be predicted there.
+    - `keys`: one per example, which turns dropout on.
+    - `context`: of the whole batch: every array has a leading axis of examples.
+    - `mask`: False where a label does not count; by default `context.mask`.
+    - `z_loss`, `chunk`: as for `linear_cross_entropy`.
+
+    The second result is the `Aux` of every example.
+    """
+    read = lambda tokens, key, context: model.features(tokens, key, context=context)
+    x, aux = jax.vmap(read)(tokens, keys, context)
+    if mask is None and context is not None:
+        mask = context.mask
+    sums = model.head.loss(
+        x,
+        model.embedding.table,
+        labels,
+        mask=mask,
+        vocab_size=model.config.vocab_size,
+        z_loss=z_loss,
+        chunk=chunk,
+    )
+    return sums, aux

@@ -1,5 +1,10 @@
 from .attention import attention as attention
 from .complex_pair import ComplexPair as ComplexPair
+from .cross_entropy import (
+    cross_entropy as cross_entropy,
+    linear_cross_entropy as linear_cross_entropy,
+    SummedLoss as SummedLoss,
+)
 from .delta_product import (
     delta_product as delta_product,
     delta_product_step as delta_product_step,

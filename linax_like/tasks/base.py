@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from ..config import AbstractConfig
-from ..ops.cross_entropy import cross_entropy
+from ..ops.cross_entropy import cross_entropy, SummedLoss
 from ..types import Scalar
 
 
@@ -86,11 +86,16 @@ def classify(
 
     - `auxiliary`: each example's `Aux.loss`.
     """
-    losses = cross_entropy(logits, labels)
-    items_per_example = losses.size / auxiliary.size
+    losses = jnp.sum(cross_entropy(logits, labels))
+    correct = jnp.sum(jnp.argmax(logits, -1) == labels).astype(jnp.float32)
+    return sum_up(SummedLoss(losses, losses, correct), labels.size, auxiliary)
+
+
+def sum_up(sums: SummedLoss, items: int, auxiliary: Float[Array, " batch"]) -> Metrics:
+    """The sums of a batch with so many items, and each example's `Aux.loss` once per item."""
     return Metrics(
-        objective=jnp.sum(losses) + items_per_example * jnp.sum(auxiliary),
-        loss=jnp.sum(losses),
-        correct=jnp.sum(jnp.argmax(logits, -1) == labels).astype(jnp.float32),
-        items=jnp.asarray(losses.size, jnp.float32),
+        objective=sums.objective + items / auxiliary.size * jnp.sum(auxiliary),
+        loss=sums.loss,
+        correct=sums.correct,
+        items=jnp.asarray(items, jnp.float32),
     )

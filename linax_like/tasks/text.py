@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from ..config import AbstractConfig, require, require_positive
-from ..models import LanguageModelConfig
+from ..models import LanguageModelConfig, token_loss
 from ..ops.cross_entropy import cross_entropy
-from .base import AbstractTask, AbstractTaskConfig, Batch, classify, Metrics
+from .base import AbstractTask, AbstractTaskConfig, Batch, Metrics, sum_up
 
 
 _BATCH_OF_WINDOWS = 16  # windows per evaluation batch; its compiled program serves any text
@@ -104,8 +104,8 @@ class TextTask(AbstractTask):
     def loss(
         self, model: PyTree, batch: PyTree[Array], keys: Key[Array, " batch"] | None
     ) -> Metrics:
-        logits, aux = jax.vmap(model)(batch["inputs"], keys)
-        return classify(logits, batch["targets"], aux.loss)
+        sums, aux = token_loss(model, batch["inputs"], batch["targets"], keys)
+        return sum_up(sums, batch["targets"].size, aux.loss)
 
     def evaluate(self, model: PyTree) -> dict[str, float]:
         """Bits per held-out byte, each predicted once from the text before it.

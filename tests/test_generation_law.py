@@ -1,0 +1,95 @@
+"""The law of generation: reading a prompt in parts and then token by token is reading everything.
+
+For every mixer and for hybrids of them, prompts of different lengths stand in one batch, padded on
+the left or on the right, and are read in two chunks; what follows is read step by step. The logits
+are those of each row read at once, alone.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import linax_like as lx
+from linax_like.models.hybrid import MIXERS
+
+
+KEY = jr.key(0, impl="rbg")
+TOTAL, PADDED, VOCABULARY = 12, 9, 13
+PROMPTS = (7, 1, 4)  # lengths; the continuations fill the rows up to TOTAL
+STEPS = TOTAL - min(PROMPTS)
+RECURRENT = sorted(MIXERS.keys() - {"attn"})
+FAST = ["attn", "GatedDeltaNet", "LRU", "Mamba"]
+
+
+def hybrid(seed):
+    """Four layers, at least one of them attention."""
+    names = np.random.default_rng(seed).choice(RECURRENT, 3, replace=False).tolist()
+    names.insert(seed, "attn")
+    return names
+
+
+CASES = [[name] for name in sorted(MIXERS)] + [hybrid(seed) for seed in (1, 2, 3)]
+MARKED = [
+    pytest.param(
+        number,
+        marks=() if len(case) == 1 and case[0] in FAST else pytest.mark.slow,
+        id="-".join(case),
+    )
+    for number, case in enumerate(CASES)
+]
+
+
+def read_alone(model, tokens):
+    return jax.vmap(model)(tokens).logits
+
+
+def read_in_parts(model, prompt, mask, split, rest, real):
+    """The logits of both chunks of a padded prompt, and of the steps after it, of one row."""
+    context = lx.SequenceContext(mask=mask)
+    first = context.map_time(lambda value: value[:split])
+    second = context.map_time(lambda value: value[split:])
+    state = model.init_state(TOTAL)
+    state, start = model.prefill(state, prompt[:split], context=first)
+    state, end = model.prefill(state, prompt[split:], context=second)
+
+    def step(state, inputs):
+        token, real = inputs
+        state, output = model.step(state, token, context=lx.SequenceContext(mask=real))
+        return state, output.logits
+
+    _, after = jax.lax.scan(step, state, (rest, real))
+    return jnp.concatenate([start.logits, end.logits, after])
+
+
+def padded_rows(tokens):
+    """For every row, padded on the left and on the right: prompt, mask, the rest, what is real."""
+    rows = []
+    for row, length in zip(np.asarray(tokens), PROMPTS, strict=True):
+        rest = np.resize(row[length:], STEPS)
+        real = np.arange(STEPS) < TOTAL - length
+        for start in (PADDED - length, 0):
+            mask = (np.arange(PADDED) >= start) & (np.arange(PADDED) < start + length)
+            prompt = np.full(PADDED, -5)
+            prompt[mask] = row[:length]
+            rows.append((prompt, mask, np.where(real, rest, 99), real))
+    return [jnp.asarray(np.stack(values)) for values in zip(*rows, strict=True)]
+
+
+@pytest.mark.parametrize("number", MARKED)
+def test_prefill_in_parts_and_steps_are_each_row_alone(number):
+    names = CASES[number]
+    config = lx.presets.hybrid_language_model(16, 8, len(names), VOCABULARY, names, 16)
+    model = config.build(jr.fold_in(KEY, number))
+    tokens = jr.randint(KEY, (len(PROMPTS), TOTAL), 0, VOCABULARY)
+    alone = np.asarray(eqx.filter_jit(read_alone)(model, tokens))[..., :VOCABULARY]
+    split = 1 + number % (PADDED - 1)
+    prompt, mask, rest, real = padded_rows(tokens)
+    parts = jax.vmap(read_in_parts, (None, 0, 0, None, 0, 0))
+    got = eqx.filter_jit(parts)(model, prompt, mask, split, rest, real)[..., :VOCABULARY]
+    real = np.concatenate([mask, real], axis=1)
+    for row in range(len(got)):
+        np.testing.assert_allclose(got[row][real[row]], alone[row // 2], atol=1e-4, rtol=0)
+    assert np.ptp(alone, axis=1).mean() > 0.1
