@@ -54,7 +54,9 @@ def open_row(
     context = SequenceContext(mask=mask)
     # A draft may run ahead of a row's end, and once more after it has ended.
     capacity = len(prompt) + length + 2 * (setup.draft_length + 1)
-    state, output = setup.model.prefill(setup.model.init_state(capacity), prompt, context=context)
+    state, output = setup.model.prefill(
+        setup.model.init_state(capacity), prompt, context=context, num_last_tokens=1
+    )
     draft_state = None
     if setup.draft is not None:
         draft_state = setup.draft.init_state(capacity)
