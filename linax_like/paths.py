@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 from .stack import Stack
 
 
-Leaf = Array | jax.ShapeDtypeStruct  # of a model, or of its skeleton
+Leaf = Array | np.ndarray | jax.ShapeDtypeStruct  # of a model, its copy on the host, its skeleton
 Values = Array | np.ndarray
 
 

@@ -31,11 +31,12 @@ FOLDERS = [
     "mamba_seed2",
     "falcon_mamba",
     "mamba2",
+    "mamba2_bias",
     "mamba2_seed2",
     "recurrent_gemma",
     "recurrentgemma_seed2",
 ]
-KINDS = ["smollm3", "mamba_seed2", "mamba2", "recurrent_gemma"]
+KINDS = ["qwen3", "mamba_seed2", "mamba2", "recurrent_gemma"]
 
 
 def path(name):
@@ -151,7 +152,7 @@ def test_time_steps_are_limited_on_either_side(tmp_path):
     limits = [0.01, {"__float__": "Infinity"}]
     model = huggingface.load(copy("mamba2", tmp_path, time_step_limit=limits))
     low, high = model.config.stack.layers[0].sequence_mixer.dt_limits
-    assert low == 0.01 and np.float32(high) == np.inf
+    assert low == 0.01 and high == np.finfo(np.float32).max
     huggingface.save(model, tmp_path / "out")
     assert json.loads((tmp_path / "out/config.json").read_text())["time_step_limit"] == limits
 
@@ -229,8 +230,8 @@ def test_tensors_that_do_not_belong_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"`lm_head.weight` is missing"):
         huggingface.load(copy("llama_rope3", tmp_path, tie_word_embeddings=False))
     with pytest.raises(ValueError, match=r"`model.layers.0.self_attn.k_norm.weight` is missing"):
-        huggingface.load(copy("llama", tmp_path, model_type="qwen3"))
-    with pytest.raises(ValueError, match=r"q_norm.weight` is not one of this model's"):
+        huggingface.load(copy("llama", tmp_path, model_type="qwen3", mlp_bias=None))
+    with pytest.raises(ValueError, match=r"`model.layers.1.input_layernorm.weight` is not one of"):
         huggingface.load(copy("qwen3", tmp_path, num_hidden_layers=1, layer_types=None))
     with pytest.raises(
         ValueError, match=r"`model.embed_tokens.weight` has shape \(64, 32\), where"
@@ -257,7 +258,10 @@ def test_models_that_an_architecture_cannot_express_are_refused(tmp_path):
     post = dataclasses.replace(block, norm_position="post")
     refuses("norm_position` is 'post'", stack=lx.StackConfig(((((post,)), 2),)))
     recurrent = lx.ResidualBlockConfig(lx.S5SequenceMixerConfig())
-    refuses("as `mamba`, it has a `S5Seq", stack=lx.StackConfig.from_layers([block, recurrent]))
+    refuses(
+        "as `llama`, `config.stack.1.sequence_mixer` is a `S5Seq",
+        stack=lx.StackConfig.from_layers([block, recurrent]),
+    )
     assert not folder.exists()
 
 
@@ -277,9 +281,8 @@ def test_a_model_of_defaults_is_written_with_its_sizes(tmp_path):
     np.testing.assert_array_equal(forward(again, tokens), forward(model, tokens))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_broken_files_are_errors(seed, tmp_path):
-    rng = np.random.default_rng(seed)
+def test_broken_files_are_errors(tmp_path):
+    rng = np.random.default_rng(0)
     for name in ("config.json", "model.safetensors"):
         whole = (path("mamba") / name).read_bytes()
         for trial in range(40):

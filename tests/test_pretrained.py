@@ -132,6 +132,9 @@ def test_arrays_that_do_not_belong_are_named(saved):
     save_file(arrays | {name: arrays[name][:2]}, file)
     with pytest.raises(ValueError, match=rf"`{name}` has shape \(2, 8\), where the model has \(8"):
         lx.load_pretrained(saved)
+    save_file(arrays | {name: arrays[name].astype(np.int8)}, file)
+    with pytest.raises(ValueError, match=f"`{name}` must be floating-point, not int8"):
+        lx.load_pretrained(saved)
 
 
 def test_files_that_cannot_be_read_are_named(saved):

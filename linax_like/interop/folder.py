@@ -100,17 +100,25 @@ def fill(
     - `read`: called once for each name, so that never more than one leaf is held twice.
     - `dtype`: of floating-point arrays; None keeps what was read.
     - `sharding`: one for all arrays, or a tree of them like the skeleton; None for the default device.
-    """
 
+    **Raises:** `ValueError` that names an array of whole numbers where there should be none.
+    """
     parameters = None if dtype is None else jnp.dtype(dtype)
 
+    def read_one(name: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        array = read(name)
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return np.asarray(array, leaf.dtype)
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"The array `{name}` must be floating-point, not {array.dtype.name}.")
+        return np.asarray(array, parameters)
+
     def load(place: Place, leaf: jax.ShapeDtypeStruct, sharding: Sharding | None) -> jax.Array:
-        cast = parameters if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf.dtype
         if not place.stacked:
-            return jax.device_put(np.asarray(read(place.names[0]), cast), sharding)
+            return jax.device_put(read_one(place.names[0], leaf), sharding)
         stacked = None
         for i, name in enumerate(place.names):
-            array = np.asarray(read(name), cast)
+            array = read_one(name, leaf)
             stacked = np.empty(leaf.shape, array.dtype) if stacked is None else stacked
             stacked[i] = array
         return jax.device_put(stacked, sharding)

@@ -7,6 +7,8 @@ import equinox as eqx
 import jax.random as jr
 
 from ...channel_mixers import GeGLUConfig, MLPConfig, SwiGLUConfig
+from ...config import AbstractConfig
+from ...heads import LanguageModelHeadConfig
 from ...models import LanguageModelConfig
 from ...paths import named_arrays
 from ...stack import StackConfig
@@ -18,7 +20,7 @@ _FREE = frozenset(
     "chunk dtype compute_dtype expand state_dim dt_rank lru_width".split()
 )
 # Sizes that follow from the width where they are None.
-_DERIVED = frozenset({"num_heads", "num_kv_heads", "head_dim"})
+_DERIVED = (".num_heads", ".num_kv_heads", ".head_dim")
 
 
 def difference(ours: LanguageModelConfig, other: LanguageModelConfig) -> str | None:
@@ -43,27 +45,41 @@ def _skeleton(config: LanguageModelConfig) -> Any:
 
 def _difference(ours: Any, other: Any, where: str) -> str | None:
     ours, other = _plain(ours), _plain(other)
-    if dataclasses.is_dataclass(ours) and type(ours) is type(other):
-        pairs = [
-            (getattr(ours, f.name), getattr(other, f.name), f"{where}.{f.name}")
-            for f in dataclasses.fields(ours)
-            if f.name not in _FREE and not (f.name in _DERIVED and getattr(ours, f.name) is None)
-        ]
-    elif isinstance(ours, tuple) and isinstance(other, tuple) and len(ours) == len(other):
-        pairs = [(*pair, f"{where}.{i}") for i, pair in enumerate(zip(ours, other, strict=True))]
-    else:
-        return None if ours == other else f"`{where}` is {ours!r}, not {other!r}"
-    return next(filter(None, (_difference(*pair) for pair in pairs)), None)
+    if ours == other or (ours is None and where.endswith(_DERIVED)):
+        return None
+    parts, others = _parts(ours), _parts(other)
+    if type(ours) is not type(other) or parts.keys() != others.keys() or not parts:
+        return f"`{where}` is {_short(ours)}, not {_short(other)}"
+    found = (_difference(parts[name], others[name], f"{where}.{name}") for name in parts)
+    return next(filter(None, found), None)
 
 
 def _plain(value: Any) -> Any:
-    """One of several spellings of the same: layers written out, feed-forward layers by their class."""
+    """One of several spellings of the same."""
     match value:
-        case StackConfig():
-            return (value.final_norm, *value.layers)
-        case SwiGLUConfig():
-            return MLPConfig(1, value.expand, "swiglu", value.use_bias)
-        case GeGLUConfig():
-            return MLPConfig(1, value.expand, "geglu", value.use_bias)
+        case SwiGLUConfig(expand, bias):
+            return MLPConfig(1, expand, "swiglu", bias)
+        case GeGLUConfig(expand, bias):
+            return MLPConfig(1, expand, "geglu", bias)
+        case LanguageModelHeadConfig(tied=False, scale=None):
+            return dataclasses.replace(value, scale=1.0)
         case _:
             return value
+
+
+def _parts(value: Any) -> dict[str, Any]:
+    """What a value consists of, as far as the function depends on it."""
+    if isinstance(value, StackConfig):
+        return {"final_norm": value.final_norm} | _parts(value.layers)
+    if isinstance(value, tuple):
+        return {str(i): part for i, part in enumerate(value)}
+    if not dataclasses.is_dataclass(value):
+        return {}
+    parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {name: part for name, part in parts.items() if name not in _FREE}
+
+
+def _short(value: Any) -> str:
+    """A config by its class, anything else as it is."""
+    is_config = isinstance(value, AbstractConfig)
+    return f"a `{type(value).__name__}`" if is_config else repr(value)

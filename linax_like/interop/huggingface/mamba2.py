@@ -1,8 +1,9 @@
 """Mamba-2 (https://arxiv.org/abs/2405.21060)."""
 
 import math
-import sys
 from typing import Any
+
+import numpy as np
 
 from ...blocks import AbstractBlockConfig
 from ...models import LanguageModelConfig
@@ -26,8 +27,8 @@ _LAYER = (
     row("sequence_mixer/out_proj", "mixer.out_proj.weight"),
     row("sequence_mixer/out_bias", "mixer.out_proj.bias"),
 )
-# Configs hold finite numbers alone, and no step size reaches this one.
-_UNLIMITED = sys.float_info.max
+# Configs hold finite numbers alone, and no step size is above this one.
+_UNLIMITED = float(np.finfo(np.float32).max)
 
 
 def layer(block: AbstractBlockConfig) -> tuple[Row, ...]:
@@ -70,7 +71,7 @@ def config_to(config: LanguageModelConfig) -> dict[str, Any]:
         "num_heads": mixer.num_heads,
         "head_dim": mixer.head_dim,
         "n_groups": mixer.config.num_groups,
-        "time_step_limit": [low, math.inf if high == _UNLIMITED else high],
+        "time_step_limit": [low, math.inf if high >= _UNLIMITED else high],
         "chunk_size": mixer.config.chunk,
     }
 
