@@ -1,8 +1,8 @@
 """The law of generation: reading a prompt in parts and then token by token is reading everything.
 
 For every mixer and for hybrids of them, prompts of different lengths stand in one batch, padded on
-the left or on the right, and are read in two chunks; what follows is read step by step. The logits
-are those of each row read at once, alone.
+the left or on the right, and are read in two chunks; what follows, padded as well, is read step by
+step. The logits are those of each row read at once, alone.
 """
 
 import equinox as eqx
@@ -66,15 +66,14 @@ def read_in_parts(model, prompt, mask, split, rest, real):
 
 def padded_rows(tokens):
     """For every row, padded on the left and on the right: prompt, mask, the rest, what is real."""
+    pad = lambda values, size, left, fill: np.pad(
+        values, (size - len(values), 0) if left else (0, size - len(values)), constant_values=fill
+    )
     rows = []
     for row, length in zip(np.asarray(tokens), PROMPTS, strict=True):
-        rest = np.resize(row[length:], STEPS)
-        real = np.arange(STEPS) < TOTAL - length
-        for start in (PADDED - length, 0):
-            mask = (np.arange(PADDED) >= start) & (np.arange(PADDED) < start + length)
-            prompt = np.full(PADDED, -5)
-            prompt[mask] = row[:length]
-            rows.append((prompt, mask, np.where(real, rest, 99), real))
+        for left in (True, False):
+            prompt, rest = pad(row[:length], PADDED, left, -5), pad(row[length:], STEPS, left, -5)
+            rows.append((prompt, prompt >= 0, rest, rest >= 0))
     return [jnp.asarray(np.stack(values)) for values in zip(*rows, strict=True)]
 
 

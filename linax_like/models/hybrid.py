@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -42,6 +42,7 @@ from ..sequence_mixers import (
     S7SequenceMixerConfig,
 )
 from ..stack import StackConfig
+from .base import Dtype
 from .language_model import LanguageModelConfig
 
 
@@ -139,8 +140,8 @@ def hybrid_language_model(
     mixers = _mixers(mixer_types, d_state, mixer_kwargs or {})
     channel_mixer = _channel_mixer(mlp_cls, d_intermediate, d_model)
     norm = RMSNormConfig(norm_epsilon) if rms_norm else LayerNormConfig(norm_epsilon)
-    name = "float32" if dtype is None else jnp.dtype(dtype).name
-    mixed = residual_in_fp32 and name == "bfloat16"
+    wanted = cast(Dtype, "float32" if dtype is None else jnp.dtype(dtype).name)
+    mixed = residual_in_fp32 and wanted == "bfloat16"
     compute_dtype = "bfloat16" if mixed else "input"
     stack = StackConfig.from_layers(
         [
@@ -156,7 +157,7 @@ def hybrid_language_model(
         stack=dataclasses.replace(stack, final_norm=norm, branch_scale=scale),
         embedding=TokenEmbeddingConfig(init_std=initial.embedding_std),
         head=LanguageModelHeadConfig(tied=tie_embeddings),
-        dtype="float32" if mixed else name,
+        dtype="float32" if mixed else wanted,
         pad_vocab_size_multiple=pad_vocab_size_multiple,
     )
 
@@ -197,9 +198,9 @@ def _check(names: Sequence[str], options: Mapping[str | int, Any]) -> None:
             )
     listed = frozenset().union(*(_fields(MIXERS[name]) for name in names))
     for key, value in options.items():
-        layer = names[key] if isinstance(key, int) and 0 <= key < len(names) else key
-        if layer in names:
-            _check_options(f"mixer_kwargs[{key!r}]", value, layer)
+        name = names[key] if isinstance(key, int) and 0 <= key < len(names) else str(key)
+        if name in names:
+            _check_options(f"mixer_kwargs[{key!r}]", value, name)
         elif key not in listed:
             raise ValueError(
                 f"`mixer_kwargs` has the key {key!r}, which is neither a layer, nor one of the "

@@ -129,8 +129,6 @@ _summed_loss.defvjp(_forward, _backward)
 
 def _chunk(options: _Options, weight, x, labels, mask):
     """The sums of a chunk, and the objective's gradient by its logits."""
-    # Selected first, so that NaN in what does not count leaves no trace.
-    x = jnp.where(mask[..., None], x, 0)
     logits, slope = einsum("...d,vd->...v", x, weight.astype(x.dtype)), 1.0
     if options.soft_cap is not None:
         bounded = jnp.tanh(logits / options.soft_cap)
@@ -149,6 +147,7 @@ def _chunk(options: _Options, weight, x, labels, mask):
     sums.append(jnp.sum(mask & correct, dtype=logits.dtype))
     probabilities = jnp.exp(logits - normalizer[..., None])
     gradient = probabilities * (1 + 2 * options.z_loss * normalizer)[..., None] - chosen
+    # Selected, here and where it is used, so that NaN in what does not count leaves no trace.
     gradient = jnp.where(mask[..., None], slope * gradient, 0).astype(x.dtype)
     return SummedLoss(*sums), gradient
 
