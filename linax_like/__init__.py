@@ -41,6 +41,7 @@ from .heads import (
     RegressionHeadConfig as RegressionHeadConfig,
     Values as Values,
 )
+from .inference import generate as generate, Generation as Generation
 from .interop import (
     load_pretrained as load_pretrained,
     save_pretrained as save_pretrained,
@@ -144,4 +145,5 @@ from .sequence_mixers import (
     S7SequenceMixerConfig as S7SequenceMixerConfig,
 )
 from .stack import Stack as Stack, StackConfig as StackConfig, StackState as StackState
+from .tokenizers import ByteTokenizer as ByteTokenizer, load_tokenizer as load_tokenizer
 from .types import Aux as Aux

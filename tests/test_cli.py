@@ -2,16 +2,24 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from unittest.mock import Mock
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
+import linax_like as lx
 from linax_like.cli import main
+from linax_like.cli.generate import Printer, Stopped
+from linax_like.cli.models import load_model
+from linax_like.tokenizers import ByteTokenizer
 from linax_like.training import load_run, read_records
 
 
@@ -33,6 +41,7 @@ TINY = json.dumps(
         ],
     }
 )
+GOLDEN = Path(__file__).parent / "golden"
 OVERRIDES = [f"model.stack={TINY}", "model.features=8", "batch_size=8"]
 
 
@@ -124,6 +133,42 @@ def test_generate(text_run, capsys):
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] != texts[2]
     assert texts[0].startswith("Thé ")
+    stop = texts[0][8:10]  # of the sixteen bytes that were drawn
+    assert main([*command[:-1], "16", *sampling, "--stop", stop]) == 0
+    assert capsys.readouterr().out == texts[0][: texts[0].index(stop, 4)] + "\n"
+
+
+def test_text_is_shown_as_it_comes_but_not_what_stops_it(capsys):
+    printer = Printer("start ", "END")
+    shown = lambda: capsys.readouterr().out
+    for text, expected in (("a", "start a"), ("bE", "b"), ("N", ""), ("EN", "EN"), ("c", "ENc")):
+        printer.write(text)
+        assert shown() == expected
+    with pytest.raises(Stopped):
+        for text in ("d", "EEN", "D no more"):
+            printer.write(text)
+    assert shown() == "dE"
+    printer = Printer("start ", "END")
+    printer.write("E")
+    printer.finish("N")
+    assert shown() == "start EN\n"
+
+
+def test_any_kind_of_folder_is_loaded(text_run, digits_run, tmp_path):
+    model, tokenizer = load_model(str(text_run))
+    assert isinstance(tokenizer, ByteTokenizer)
+    lx.save_pretrained(model, tmp_path / "saved")
+    saved, tokenizer = load_model(str(tmp_path / "saved"))
+    assert eqx.tree_equal(saved, model) and isinstance(tokenizer, ByteTokenizer)
+    imported = tmp_path / "imported"
+    shutil.copytree(GOLDEN / "huggingface/llama", imported)
+    with pytest.raises(ValueError, match="holds no `tokenizer.json`"):
+        load_model(str(imported))
+    words = {"[unknown]": 0, "one": 1, "two": 2}
+    words = tokenizers.models.WordLevel(words, unk_token="[unknown]")
+    tokenizers.Tokenizer(words).save(str(imported / "tokenizer.json"))
+    model, tokenizer = load_model(str(imported))
+    assert isinstance(model, lx.LanguageModel) and tokenizer.encode("two").tolist() == [2]
 
 
 def test_digits(digits_run, capsys):
@@ -218,6 +263,9 @@ def test_a_text_that_is_too_short(capsys, tmp_path, monkeypatch):
         (["--top-p", "1.5"], "`top_p` must be above 0 and at most 1"),
         (["--top-k", "0"], "`top_k` must be at least 1"),
         (["--temperature", "-1"], "`temperature` must be"),
+        (["--min-p", "2"], "`min_p` must be above 0 and at most 1"),
+        (["--repetition-penalty", "0"], "`repetition_penalty` must be positive"),
+        (["--stop", ""], "`--stop` must be a text"),
         (["--length", "0"], "`length` must be at least 1"),
         (["--prompt", ""], "at least one token"),
     ],

@@ -18,7 +18,7 @@ ROOT = Path(linax_like.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # What a part may import stands in an earlier line.
 LAYERS = [
-    {"_version", "types", "config", "files"},
+    {"_version", "types", "config", "files", "tokenizers"},
     {"precision", "parameters", "initializers", "context", "ops"},
     {"norms", "positions"},
     {"sequence_mixers", "channel_mixers", "encoders", "heads"},
@@ -44,6 +44,7 @@ HEAVY = (
     "sklearn",
     "tensorboardX",
     "safetensors",
+    "tokenizers",
 )
 
 

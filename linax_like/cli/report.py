@@ -1,12 +1,11 @@
 """What is shown of a trained model."""
 
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
 from ..inference import generate
-from ..models import LanguageModel
 from ..tasks import AbstractTask, DigitsTask, TextTask
+from ..tokenizers import ByteTokenizer
 from ..training import Run
 from ..training.plots import plot_confusion
 
@@ -21,31 +20,6 @@ def report(run: Run, task: AbstractTask) -> dict[str, float]:
     return results
 
 
-def continue_text(
-    model: LanguageModel,
-    prompt: str,
-    length: int,
-    seed: int,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-) -> str:
-    """The prompt and its continuation by `length` bytes."""
-    tokens = np.frombuffer(prompt.encode(errors="surrogateescape"), np.uint8)
-    continuation = generate(
-        model,
-        jnp.asarray(tokens, jnp.int32),
-        length,
-        jr.key(seed),
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-    )
-    new = np.asarray(continuation).astype(np.uint8)
-    return (tokens.tobytes() + new.tobytes()).decode(errors="replace")
-
-
 def _report_text(run: Run, task: TextTask, bits_per_byte: float) -> dict[str, float]:
     baselines = task.baselines()
     print(
@@ -53,8 +27,10 @@ def _report_text(run: Run, task: TextTask, bits_per_byte: float) -> dict[str, fl
     )
     for name, value in ({"this model": bits_per_byte} | baselines).items():
         print(f"  {name:<12}{value:.3f}")
-    sample = continue_text(run.model, "The ", 200, run.config.seed, temperature=0.8)
-    print(f"\nA sample:\n{sample}\n")
+    tokenizer = ByteTokenizer()
+    prompt = tokenizer.encode("The ")
+    made = generate(run.model, prompt, 200, jr.key(run.config.seed), temperature=0.8)
+    print(f"\nA sample:\n{tokenizer.decode([*prompt, *np.asarray(made.tokens)])}\n")
     return baselines
 
 

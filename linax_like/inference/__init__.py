@@ -1,2 +1,8 @@
-from .generate import generate as generate
-from .sampling import keep_top_k as keep_top_k, keep_top_p as keep_top_p, sample as sample
+from .generate import generate as generate, Generation as Generation
+from .sampling import (
+    keep_min_p as keep_min_p,
+    keep_top_k as keep_top_k,
+    keep_top_p as keep_top_p,
+    sample as sample,
+    Sampling as Sampling,
+)

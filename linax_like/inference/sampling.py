@@ -1,15 +1,38 @@
-"""From logits to a token: temperature, top-k (https://arxiv.org/abs/1805.04833) and nucleus
-sampling (https://arxiv.org/abs/1904.09751)."""
+"""From logits to a token: temperature, top-k (https://arxiv.org/abs/1805.04833), nucleus sampling
+(https://arxiv.org/abs/1904.09751), min-p (https://arxiv.org/abs/2407.01082), and a penalty on tokens
+that were there before (https://arxiv.org/abs/1909.05858)."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from ..precision import upcast
 from ..types import Scalar, Token
 
 
 Logits = Float[Array, " vocabulary"]
+Seen = Bool[Array, " vocabulary"]  # True at tokens of the prompt and of what was generated
+
+
+class Sampling(NamedTuple):
+    """How a distribution is changed before a token is drawn from it, in this order.
+
+    - `repetition_penalty`: divides positive logits of tokens seen before, multiplies negative ones;
+        above 1 discourages repetition.
+    - `temperature`: divides the logits; below 1 sharpens, and 0 takes the most likely token.
+    - `top_k`: keep the `top_k` most likely tokens.
+    - `top_p`: keep the fewest tokens whose probabilities sum to `top_p`.
+    - `min_p`: keep the tokens at least `min_p` times as likely as the most likely one.
+    """
+
+    repetition_penalty: Scalar | float | None = None
+    temperature: Scalar | float = 1.0
+    top_k: int | None = None
+    top_p: Scalar | float | None = None
+    min_p: Scalar | float | None = None
 
 
 def sample(
@@ -19,21 +42,35 @@ def sample(
     temperature: Scalar | float = 1.0,
     top_k: int | None = None,
     top_p: Scalar | float | None = None,
+    min_p: Scalar | float | None = None,
 ) -> Token:
-    """Draws a token from the tempered distribution, cut to its most likely part.
+    """Draws a token from the tempered distribution, cut to its most likely part, as in `Sampling`."""
+    return draw(key, adjust(logits, Sampling(None, temperature, top_k, top_p, min_p)))
 
-    - `temperature`: divides the logits; below 1 sharpens, and 0 takes the most likely token.
-    - `top_k`: keep the `top_k` most likely tokens.
-    - `top_p`: keep the fewest tokens whose probabilities sum to `top_p`.
-    """
-    greedy = jnp.argmax(logits)
-    logits = logits / jnp.where(temperature > 0, temperature, 1.0)
-    if top_k is not None:
-        logits = keep_top_k(logits, top_k)
-    if top_p is not None:
-        logits = keep_top_p(logits, top_p)
-    drawn = jr.categorical(key, logits)
-    return jnp.where(temperature > 0, drawn, greedy).astype(jnp.int32)
+
+def draw(key: PRNGKeyArray, logits: Logits) -> Token:
+    return jr.categorical(key, logits).astype(jnp.int32)
+
+
+def adjust(logits: Logits, sampling: Sampling, seen: Seen | None = None) -> Logits:
+    """The logits of the distribution that is drawn from, minus infinity where it is zero."""
+    logits = upcast(logits)
+    if sampling.repetition_penalty is not None and seen is not None:
+        penalty = sampling.repetition_penalty
+        penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
+        logits = jnp.where(seen, penalized, logits)
+    most_likely = jnp.arange(logits.size) == jnp.argmax(logits)
+    temperature = jnp.asarray(sampling.temperature, logits.dtype)
+    below = logits - jnp.max(logits)  # a small temperature must not overflow
+    logits = below / jnp.where(temperature > 0, temperature, 1.0)
+    if sampling.top_k is not None:
+        logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p is not None:
+        logits = keep_top_p(logits, sampling.top_p)
+    if sampling.min_p is not None:
+        logits = keep_min_p(logits, sampling.min_p)
+    greedy = jnp.where(most_likely, jnp.zeros_like(logits), -jnp.inf)
+    return jnp.where(temperature > 0, logits, greedy)
 
 
 def keep_top_k(logits: Logits, top_k: int) -> Logits:
@@ -49,3 +86,8 @@ def keep_top_p(logits: Logits, top_p: Scalar | float) -> Logits:
     before = jnp.cumsum(probabilities) - probabilities  # of the tokens that are more likely
     kept = jnp.zeros(logits.shape, bool).at[order].set(before < top_p)
     return jnp.where(kept, logits, -jnp.inf)
+
+
+def keep_min_p(logits: Logits, min_p: Scalar | float) -> Logits:
+    """The logits, with minus infinity where less likely than `min_p` times the most likely."""
+    return jnp.where(logits - jnp.max(logits) >= jnp.log(min_p), logits, -jnp.inf)

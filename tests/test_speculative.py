@@ -1,0 +1,72 @@
+"""Speculative decoding: a draft changes the speed, never the text."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import linax_like as lx
+
+
+KEY = jr.key(0, impl="rbg")
+
+
+def build(mixer, vocabulary: int, seed: int = 0):
+    block = lx.ResidualBlockConfig(mixer, channel_mixer=None)
+    config = lx.LanguageModelConfig(vocabulary, 8, lx.StackConfig((((block,), 1),)))
+    return config.build(jr.key(seed, impl="rbg"))
+
+
+def disturbed(model, size: float):
+    """A draft that often agrees with the model, and often does not."""
+    leaves, tree = jax.tree.flatten(model)
+    noise = np.random.default_rng(0)
+    return tree.unflatten([x + size * noise.standard_normal(x.shape, np.float32) for x in leaves])
+
+
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        lx.LRUSequenceMixerConfig(4),
+        lx.MambaSequenceMixerConfig(4),
+        lx.AttentionSequenceMixerConfig(num_heads=2),
+    ],
+    ids=lambda mixer: type(mixer).__name__,
+)
+def test_greedy_text_is_the_models(mixer):
+    model = build(mixer, 11)
+    prompts, length = [[1, 2, 3], [4, 5, 6], [9, 0, 10]], 24
+    options = {"temperature": 0.0, "repetition_penalty": 1.3, "stop_tokens": [2]}
+    plain = lx.generate(model, prompts, length, KEY, **options)
+    sizes = []
+    hear = lambda row, tokens: sizes.append(len(tokens))
+    draft = {"draft": disturbed(model, 0.3), "draft_length": 3}
+    got = lx.generate(model, prompts, length, KEY, **options, **draft, callback=hear)
+    assert got.tokens.tolist() == plain.tokens.tolist()
+    assert got.lengths.tolist() == plain.lengths.tolist()
+    np.testing.assert_allclose(got.log_probabilities, plain.log_probabilities, atol=1e-5)
+    assert {1, 4} <= set(sizes) <= {1, 2, 3, 4}  # nothing kept, everything, and what is between
+
+
+@pytest.mark.parametrize("drafted", [False, True], ids=["alone", "drafted"])
+def test_sampled_texts_are_distributed_as_the_models(drafted):
+    """All texts of four tokens, counted, beside their probabilities: a chi-square test."""
+    prompt, length, rows = [0, 2], 4, 20_000
+    model, draft = build(lx.LRUSequenceMixerConfig(4), 3), None
+    if drafted:
+        draft = build(lx.MambaSequenceMixerConfig(2), 3, seed=4)
+    texts = np.asarray(list(itertools.product(range(3), repeat=length)))
+    whole = np.concatenate([np.tile(prompt, (len(texts), 1)), texts], 1)
+    logits = jax.vmap(model)(jnp.asarray(whole)).logits[:, len(prompt) - 1 : -1]
+    scores = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits / 1.5)), texts[..., None], -1)
+    expected = rows * np.exp(np.sum(scores, axis=(1, 2), dtype=np.float64))
+    assert expected.sum() == pytest.approx(rows, rel=1e-4)
+    got = lx.generate(
+        model, [prompt] * rows, length, KEY, temperature=1.5, draft=draft, draft_length=2
+    )
+    counts = np.bincount(np.asarray(got.tokens) @ 3 ** np.arange(length)[::-1], minlength=81)
+    chi_square = np.sum((counts - expected) ** 2 / expected)
+    assert expected.min() > 5 and chi_square < 124.8  # exceeded once in a thousand, for 80 degrees
