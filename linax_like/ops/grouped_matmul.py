@@ -113,14 +113,7 @@ def _dot(a: Array, b: Array, axes: tuple[int, int]) -> Array:
     return jax.lax.dot_general(a, b, dims, preferred_element_type=accumulation_dtype(a.dtype))
 
 
-def _primitive(name: str, impl: Callable, shape: Callable) -> Primitive:
-    """An operation on `(x, …, group)` that is typed as `x` is."""
-
-    def abstract(x, *others, **params):
-        out = shape(x, *others, **params)
-        sharding = x.sharding.update(spec=P(*[None] * len(out)))
-        return x.update(shape=out, sharding=sharding, weak_type=False)
-
+def _primitive(name: str, impl: Callable, abstract: Callable) -> Primitive:
     primitive = Primitive(name)
     primitive.def_impl(impl)
     primitive.def_abstract_eval(abstract)
@@ -128,11 +121,21 @@ def _primitive(name: str, impl: Callable, shape: Callable) -> Primitive:
     return primitive
 
 
+def _like(x, shape: tuple[int, ...]):
+    """The type of `x` with another shape."""
+    sharding = x.sharding.update(spec=P(*[None] * len(shape)))
+    return x.update(shape=shape, sharding=sharding, weak_type=False)
+
+
 _product = _primitive(
-    "grouped_matmul", _multiply, lambda x, weight, group: (x.shape[0], weight.shape[1])
+    "grouped_matmul",
+    _multiply,
+    lambda x, weight, group: _like(x, (x.shape[0], weight.shape[1])),
 )
 _outer = _primitive(
-    "grouped_outer", _sum_outer, lambda x, y, group, groups: (groups, y.shape[1], x.shape[1])
+    "grouped_outer",
+    _sum_outer,
+    lambda x, y, group, groups: _like(x, (groups, y.shape[1], x.shape[1])),
 )
 
 
@@ -140,35 +143,35 @@ _outer = _primitive(
 
 
 def _transpose_product(ct, x, weight, group):
+    if type(ct) is ad.Zero:
+        return None, None, None
     if ad.is_undefined_primal(x):
         return grouped_matmul(ct, weight.swapaxes(1, 2), group), None, None
     return None, _grouped_outer(x, ct, group, weight.aval.shape[0]), None
 
 
 def _transpose_outer(ct, x, y, group, groups):
+    if type(ct) is ad.Zero:
+        return None, None, None
     if ad.is_undefined_primal(x):
         return grouped_matmul(y, ct.swapaxes(1, 2), group), None, None
     return None, grouped_matmul(x, ct, group), None
 
 
-for _op in (_product, _outer):
-    ad.defjvp(
-        _op,
-        lambda t, x, y, group, op=_op, **params: op.bind(*vary_together(t, y, group), **params),
-        lambda t, x, y, group, op=_op, **params: op.bind(*vary_together(x, t, group), **params),
-        None,
-    )
-
-
-def _skip_zero(transpose: Callable) -> Callable:
-    def rule(ct, *args, **params):
-        return (None,) * 3 if type(ct) is ad.Zero else transpose(ct, *args, **params)
-
-    return rule
-
-
-ad.primitive_transposes[_product] = _skip_zero(_transpose_product)
-ad.primitive_transposes[_outer] = _skip_zero(_transpose_outer)
+ad.defjvp(
+    _product,
+    lambda t, x, weight, group: grouped_matmul(t, weight, group),
+    lambda t, x, weight, group: grouped_matmul(x, t, group),
+    None,
+)
+ad.defjvp(
+    _outer,
+    lambda t, x, y, group, groups: _grouped_outer(t, y, group, groups),
+    lambda t, x, y, group, groups: _grouped_outer(x, t, group, groups),
+    None,
+)
+ad.primitive_transposes[_product] = _transpose_product
+ad.primitive_transposes[_outer] = _transpose_outer
 
 
 # Batches: the rows of all examples together, on the device where they are.
