@@ -7,9 +7,8 @@ modulo 3 takes one that turns, the product of two reflections, and S3, the permu
 things, takes both. What only fades forgets (https://arxiv.org/abs/2411.12537,
 https://arxiv.org/abs/2502.10297).
 
-One layer, without a short convolution, trained on every prefix of random sequences: of four elements,
-and of two more whenever nineteen of twenty answers of a batch are right, up to 64. Tested by the last
-element of longer ones.
+One layer, without a short convolution, trained on every prefix of random sequences, first of a few
+elements, at the end of 64; tested by the last element of longer ones.
 """
 
 import itertools
@@ -37,9 +36,34 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 
 WIDTH, TRAINED, TESTED, BATCH, SEEDS = 32, 64, 256, 64, 3
-SIZES = (8, 16, 32, TRAINED)  # each is compiled; what a sequence has beyond its length has no loss
+SIZES = (
+    6,
+    8,
+    16,
+    32,
+    TRAINED,
+)  # each is compiled; what a sequence has beyond its length has no loss
 STEPS = {"parity": 300, "addition mod 3": 800, "S3": 950}
 RATE = {"parity": 5e-3, "addition mod 3": 1e-2, "S3": 1e-2}
+
+
+def steadily(progress: float, length: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """From 4 to all elements in the first half of the steps."""
+    return np.full_like(length, min(TRAINED, 4 + int(2 * TRAINED * progress)))
+
+
+def when_right(progress: float, length: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """From 4 on, two more whenever 95 % of a batch's answers were right."""
+    return np.minimum(np.maximum(length, 4) + 2 * (right > 0.95), TRAINED)
+
+
+def at_half(progress: float, length: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """6, and after about half of the steps all."""
+    return np.full_like(length, 6 if progress < 0.526 else TRAINED)
+
+
+# How long the sequences of each seed are, by the part of the steps that is over.
+CURRICULA = {"parity": steadily, "addition mod 3": when_right, "S3": at_half}
 
 
 def cyclic(order: int) -> np.ndarray:
@@ -139,12 +163,12 @@ def learn(task: str, contender: Contender) -> tuple[dict, np.ndarray]:
     begin = time.perf_counter()
     keys = jr.split(jr.key(0), SEEDS)
     model, state = start(keys)
-    lengths = np.full(SEEDS, 4)
+    lengths, right = np.zeros(SEEDS, int), np.zeros(SEEDS)
     for i in range(steps):
         here = jax.vmap(partial(jr.fold_in, data=i + 1))(keys)
+        lengths = CURRICULA[task](i / steps, lengths, np.asarray(right))
         size = next(size for size in SIZES if size >= lengths.max())
         model, state, right = step(size, jnp.asarray(lengths), model, state, here)
-        lengths = np.minimum(lengths + 2 * (np.asarray(right) > 0.95), TRAINED)
     test = examples(table, jr.key(1), 1024, TESTED)
     curves = np.asarray(eqx.filter_jit(eqx.filter_vmap(accuracy, in_axes=(0, None)))(model, test))
     final = curves[:, [TRAINED - 1, TESTED - 1]]
