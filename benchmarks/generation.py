@@ -2,10 +2,10 @@
 
 uv run --with-requirements benchmarks/requirements-transformers.txt python -m benchmarks.generation
 
-Both libraries continue the same prompts greedily, with the same weights. Of linax_like the programs
-that `generate` runs are timed, the prompt's and the loop's; of transformers the moments at which its
-`generate` has tokens. Memory is how far the process grew during one call of `generate`, without what
-it held before.
+Both libraries continue the same prompts greedily, with the same weights. Of linax_like a prefill and a
+loop of steps are timed, which do what `generate` does but for drawing; of transformers the moments at
+which its `generate` has tokens. Memory is how far the process grew during one call of `generate`,
+without what it held before.
 """
 
 import dataclasses

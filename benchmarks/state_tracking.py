@@ -59,7 +59,7 @@ def when_right(progress: float, length: np.ndarray, right: np.ndarray) -> np.nda
 
 def at_half(progress: float, length: np.ndarray, right: np.ndarray) -> np.ndarray:
     """6, and after about half of the steps all."""
-    return np.full_like(length, 6 if progress < 0.526 else TRAINED)
+    return np.full_like(length, 6 if progress < 10 / 19 else TRAINED)
 
 
 # How long the sequences of each seed are, by the part of the steps that is over.

@@ -17,6 +17,7 @@ from .stack import Stack
 
 Leaf = Array | np.ndarray | jax.ShapeDtypeStruct  # of a model, its copy on the host, its skeleton
 Values = Array | np.ndarray
+Shape = tuple[int, ...]
 
 
 def named_arrays(model: PyTree) -> dict[str, Leaf]:
@@ -41,22 +42,30 @@ def with_arrays(model: PyTree, arrays: Mapping[str, Values]) -> PyTree:
     **Raises:** `ValueError` that names the first array that is missing, not the model's, or of
     another shape.
     """
-    expected = named_arrays(model)
-    for name in sorted(expected.keys() ^ arrays.keys()):
-        problem = "is missing" if name in expected else "is not one of this model's"
-        raise ValueError(f"The array `{name}` {problem}. Was it saved from another config?")
-    for name, array in arrays.items():
-        if array.shape != expected[name].shape:
-            raise ValueError(
-                f"The array `{name}` has shape {tuple(array.shape)}, where the model has "
-                f"{tuple(expected[name].shape)}. Was it saved from another config?"
-            )
+    require_arrays(shapes_of(named_arrays(model)), shapes_of(arrays))
 
     def fill(place: Place) -> Array:
         leaves = [jnp.asarray(arrays[name]) for name in place.names]
         return jnp.stack(leaves) if place.stacked else leaves[0]
 
     return jax.tree.map(fill, array_places(model))
+
+
+def shapes_of(arrays: Mapping[str, Leaf]) -> dict[str, Shape]:
+    return {name: tuple(array.shape) for name, array in arrays.items()}
+
+
+def require_arrays(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
+    """**Raises:** `ValueError` that names an array which is missing, extra or of another shape."""
+    for name in sorted(expected.keys() ^ found.keys()):
+        problem = "is missing" if name in expected else "is not one of this model's"
+        raise ValueError(f"The array `{name}` {problem}. Was it saved from another config?")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise ValueError(
+                f"The array `{name}` has shape {found[name]}, where the model has {shape}. Was it "
+                "saved from another config?"
+            )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from ..paths import array_places, Place
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9
-Shape = tuple[int, ...]
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -74,19 +73,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"`{path}` must hold a JSON object, not {str(values):.40}.")
     return values
-
-
-def require_arrays(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
-    """**Raises:** `ValueError` that names an array which is missing, extra or of another shape."""
-    for name in sorted(expected.keys() ^ found.keys()):
-        problem = "is missing" if name in expected else "is not one of this model's"
-        raise ValueError(f"The array `{name}` {problem}. Does `config.json` belong to this file?")
-    for name, shape in expected.items():
-        if found[name] != shape:
-            raise ValueError(
-                f"The array `{name}` has shape {found[name]}, where the model has {shape}. Does "
-                "`config.json` belong to this file?"
-            )
 
 
 def fill(

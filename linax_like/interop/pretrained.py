@@ -19,13 +19,12 @@ from jaxtyping import PyTree
 
 from ..config import AbstractConfig
 from ..models import LanguageModel, LanguageModelConfig, SequenceModel, SequenceModelConfig
-from ..paths import named_arrays
+from ..paths import named_arrays, require_arrays, shapes_of
 from .folder import (
     CONFIG,
     fill,
     MAX_SHARD_BYTES,
     read_json,
-    require_arrays,
     WeightFolder,
     write_folder,
 )
@@ -67,8 +66,7 @@ def load_pretrained(
         config = dataclasses.replace(config, dtype=jnp.dtype(dtype).name)
     skeleton = eqx.filter_eval_shape(config.build, jr.key(0))
     weights = WeightFolder(folder)
-    shapes = {name: leaf.shape for name, leaf in named_arrays(skeleton).items()}
-    require_arrays(shapes, weights.shapes)
+    require_arrays(shapes_of(named_arrays(skeleton)), weights.shapes)
     return fill(skeleton, weights.read, dtype, sharding)
 
 

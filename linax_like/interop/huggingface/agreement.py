@@ -10,7 +10,7 @@ from ...channel_mixers import GeGLUConfig, MLPConfig, SwiGLUConfig
 from ...config import AbstractConfig
 from ...heads import LanguageModelHeadConfig
 from ...models import LanguageModelConfig
-from ...paths import named_arrays
+from ...paths import named_arrays, shapes_of
 from ...stack import StackConfig
 
 
@@ -28,10 +28,7 @@ def difference(ours: LanguageModelConfig, other: LanguageModelConfig) -> str | N
     found = _difference(ours, other, "config")
     if found is not None:
         return found
-    shapes = [
-        {name: leaf.shape for name, leaf in named_arrays(_skeleton(cfg)).items()}
-        for cfg in (ours, other)
-    ]
+    shapes = [shapes_of(named_arrays(_skeleton(cfg))) for cfg in (ours, other)]
     for name in sorted(shapes[0].keys() | shapes[1].keys()):
         shape, wanted = (each.get(name) for each in shapes)
         if shape != wanted:

@@ -16,14 +16,12 @@ from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from ...models import LanguageModel, LanguageModelConfig
-from ...paths import named_arrays
+from ...paths import named_arrays, require_arrays, Shape
 from ..folder import (
     CONFIG,
     fill,
     MAX_SHARD_BYTES,
     read_json,
-    require_arrays,
-    Shape,
     WeightFolder,
     write_folder,
 )

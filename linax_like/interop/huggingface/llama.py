@@ -80,12 +80,16 @@ def layer(block: AbstractBlockConfig) -> tuple[Row, ...]:
 
 
 def attention_from(
-    options: Options, rope_base: float, *, qk_norm: bool = False, head_dim: int | None = None
+    options: Options,
+    rope: dict[str, Any],
+    *,
+    qk_norm: bool = False,
+    head_dim: int | None = None,
 ) -> AttentionSequenceMixerConfig:
     """The attention of Llama and its relatives.
 
-    - `rope_base`, `head_dim`: the architecture's defaults; the latter, if None, is what the heads
-        make of the width.
+    - `rope`: the fields that say how positions turn, as of `Options.rope`.
+    - `head_dim`: the architecture's default; if None, what the heads make of the width.
     """
     heads = options.take("num_attention_heads", int)
     head_dim = head_dim or options.take("hidden_size", int) // heads
@@ -96,7 +100,7 @@ def attention_from(
         qk_norm=qk_norm,
         norm=RMSNormConfig(options.take("rms_norm_eps", float, 1e-6)),
         bias="all" if options.take("attention_bias", bool, False) else "none",
-        **options.rope(rope_base),
+        **rope,
     )
 
 
@@ -145,7 +149,7 @@ def model_from(
 def config_from(options: Options) -> LanguageModelConfig:
     options.demand("rope_interleaved", False)
     options.ignore("is_llama_config")
-    attention = attention_from(options, 10000.0)
+    attention = attention_from(options, options.rope(10000.0))
     mlp = mlp_from(options, options.take("mlp_bias", bool, False))
     norm = RMSNormConfig(options.take("rms_norm_eps", float, 1e-6))
     block = ResidualBlockConfig(attention, mlp, norm)

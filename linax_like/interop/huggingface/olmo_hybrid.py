@@ -81,7 +81,7 @@ def config_from(options: Options) -> LanguageModelConfig:
     options.ignore("linear_dt_min", "linear_dt_max", "linear_dt_init_floor")
     norm = RMSNormConfig(options.take("rms_norm_eps", float, 1e-6))
     mlp = llama.mlp_from(options, bias=False)
-    mixers = {True: _linear_from(options), False: _attention_from(options, norm)}
+    mixers = {True: _linear_from(options), False: _attention_from(options)}
     layers = [
         ResidualBlockConfig(
             mixers[kind == LINEAR], mlp, norm, norm_position="pre" if kind == LINEAR else "branch"
@@ -101,22 +101,13 @@ def _linear_from(options: Options) -> Any:
     return delta_net_from(options, (key_heads, head, heads, 2 * head), _NORM_EPS, negative)
 
 
-def _attention_from(options: Options, norm: RMSNormConfig) -> AttentionSequenceMixerConfig:
+def _attention_from(options: Options) -> AttentionSequenceMixerConfig:
     """Attention with or, as in the published models, without rotary positions."""
     options.ignore("rope_theta")  # null where there are none
     turns = options.take("rope_parameters", dict, {}).get("rope_theta") is not None
     rope: dict[str, Any] = options.rope(10000.0) if turns else {"rope_base": None}
-    heads = options.take("num_attention_heads", int)
-    return AttentionSequenceMixerConfig(
-        num_heads=heads,
-        num_kv_heads=options.take("num_key_value_heads", int, heads),
-        head_dim=options.take("head_dim", int, options.take("hidden_size", int) // heads),
-        qk_norm=True,
-        norm=norm,
-        norm_over="all",
-        bias="all" if options.take("attention_bias", bool, False) else "none",
-        **rope,
-    )
+    attention = llama.attention_from(options, rope, qk_norm=True)
+    return dataclasses.replace(attention, norm_over="all")
 
 
 def config_to(config: LanguageModelConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from .options import Options
 
 
 def config_from(options: Options) -> LanguageModelConfig:
-    attention = llama.attention_from(options, 10000.0, qk_norm=True, head_dim=128)
+    attention = llama.attention_from(options, options.rope(10000.0), qk_norm=True, head_dim=128)
     mlp = llama.mlp_from(options, bias=False)
     norm = RMSNormConfig(options.take("rms_norm_eps", float, 1e-6))
     depth = options.take("num_hidden_layers", int)

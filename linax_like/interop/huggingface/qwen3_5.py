@@ -1,5 +1,6 @@
 """Qwen3.5, its text model: gated DeltaNet, and gated attention in every fourth layer."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,6 @@ from ...blocks import AbstractBlockConfig, ResidualBlockConfig
 from ...channel_mixers import AbstractChannelMixerConfig
 from ...models import LanguageModelConfig
 from ...norms import RMSNormConfig
-from ...sequence_mixers import AttentionSequenceMixerConfig
 from . import llama
 from .architecture import Architecture, Row, row, SHORT_CONV
 from .gated_hybrid import (
@@ -78,18 +78,10 @@ def hybrid_from(
     eps = options.take("rms_norm_eps", float, 1e-6)
     norm = RMSNormConfig(eps, zero_centered=True)
     linear = delta_net_from(options, (16, 128, 32, 128), eps, negative_eigenvalues=False)
-    heads = options.take("num_attention_heads", int)
-    attention = AttentionSequenceMixerConfig(
-        num_heads=heads,
-        num_kv_heads=options.take("num_key_value_heads", int, heads),
-        head_dim=options.take("head_dim", int, 256),
-        qk_norm=True,
-        norm=norm,
-        bias="all" if options.take("attention_bias", bool, False) else "none",
-        output_gate=True,
-        # Axes of images turn differently, but those of text all alike.
-        **options.rope(10000.0, 0.25, ignore=("mrope_section", "mrope_interleaved")),
-    )
+    # Axes of images turn differently, but those of text all alike.
+    rope = options.rope(10000.0, 0.25, ignore=("mrope_section", "mrope_interleaved"))
+    attention = llama.attention_from(options, rope, qk_norm=True, head_dim=256)
+    attention = dataclasses.replace(attention, norm=norm, output_gate=True)
     layers = [
         ResidualBlockConfig(linear if kind == LINEAR else attention, channel_mixer, norm)
         for kind, channel_mixer in zip(kinds_from(options), channel_mixers, strict=True)

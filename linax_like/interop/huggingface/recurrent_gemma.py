@@ -16,6 +16,7 @@ from ...sequence_mixers import (
 )
 from .architecture import Architecture, BLOCKS, Row, row, SHORT_CONV
 from .llama import (
+    attention_from,
     attention_rows,
     attention_to,
     build,
@@ -79,13 +80,12 @@ def config_from(options: Options) -> LanguageModelConfig:
         num_heads=heads,
         short_width=options.take("conv1d_width", int, 4),
     )
-    attention = AttentionSequenceMixerConfig(
-        num_heads=heads,
-        num_kv_heads=options.take("num_key_value_heads", int, heads),
-        head_dim=options.take("head_dim", int, features // heads),
+    attention = attention_from(options, options.rope(10000.0, fraction=0.5))
+    attention = dataclasses.replace(
+        attention,
         window=options.take("attention_window_size", int, 2048),
-        bias="all" if options.take("attention_bias", bool, False) else "out",
-        **options.rope(10000.0, fraction=0.5),
+        bias="all" if attention.bias == "all" else "out",
+        norm=RMSNormConfig(),  # there is none
     )
     mixers = {"recurrent": recurrent, "attention": attention}
     blocks = {kind: ResidualBlockConfig(mixer, mlp, norm) for kind, mixer in mixers.items()}

@@ -13,7 +13,7 @@ from .qwen3 import attention_configs, windows_from, windows_to
 
 
 def config_from(options: Options) -> LanguageModelConfig:
-    turning = llama.attention_from(options, 2000000.0)
+    turning = llama.attention_from(options, options.rope(2000000.0))
     still = dataclasses.replace(turning, rope_base=None, rope_fraction=1.0, rope_scaling=None)
     mlp = llama.mlp_from(options, options.take("mlp_bias", bool, False))
     norm = RMSNormConfig(options.take("rms_norm_eps", float, 1e-6))

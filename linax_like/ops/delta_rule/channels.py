@@ -8,37 +8,21 @@ writes by its keys is
     Y  = (Q ⊙ exp(ℓ)) S + M_qk R        S' = diag(exp(ℓ[-1])) S + (K ⊙ exp(ℓ[-1] - ℓ))ᵀ R
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
-from ...precision import einsum, upcast
+from ...precision import upcast
 from ..decayed_scores import decayed_scores
 from ..matrix_memory import chunk_recurrence, Recurrence
-from ..triangular import unit_triangular_inverse, unit_triangular_solve
+from ..triangular import unit_triangular_inverse
 from .reference import delta_rule_step
+from .xla import advance, Prepared
 
 
 def channelwise_delta_rule(state, q, k, v, beta, log_decay, chunk):
     """As `sequential_delta_rule`."""
-    recurrence = Recurrence(delta_rule_step, _prepare, _advance)
+    recurrence = Recurrence(delta_rule_step, _prepare, advance)
     return chunk_recurrence(recurrence, chunk, state, (q, k, v, beta, log_decay))
-
-
-class Prepared(NamedTuple):
-    """Per head; `size` is that of a chunk."""
-
-    q: Array  # Q ⊙ exp(ℓ): (size, key)
-    removed: Array  # K ⊙ exp(ℓ): (size, key)
-    added: Array  # K ⊙ exp(ℓ[-1] - ℓ): (size, key)
-    values: Array  # (size, value)
-    beta: Array  # (size, 1)
-    scores: Array  # M_qk: (size, size)
-    lower: Array  # β ⊙ M_kk: (size, size)
-    inverse: Array  # (I + tril(β ⊙ M_kk, -1))⁻¹: (size, size)
-    through: Array  # exp(ℓ[-1]): (key,)
 
 
 def _prepare(chunk) -> Prepared:
@@ -47,7 +31,7 @@ def _prepare(chunk) -> Prepared:
     (of_k, of_q), since_start, until_end = decayed_scores(jnp.stack([k, q]), k[None], log_decay)
     lower = beta * of_k[0]
     return Prepared(
-        q=(q * since_start).astype(dtype),
+        queries=(q * since_start).astype(dtype),
         removed=(k * since_start).astype(dtype),
         added=(k * until_end).astype(dtype),
         values=v,
@@ -55,14 +39,5 @@ def _prepare(chunk) -> Prepared:
         scores=of_q[0].astype(dtype),
         lower=lower,
         inverse=jax.lax.stop_gradient(unit_triangular_inverse(lower)),
-        through=since_start[:, -1],
+        kept=since_start[:, -1, :, None],
     )
-
-
-def _advance(state, chunk: Prepared):
-    dtype = chunk.q.dtype
-    entering = state.astype(dtype)
-    right = chunk.beta * (chunk.values - einsum("htc,hcv->htv", chunk.removed, entering))
-    written = unit_triangular_solve(chunk.lower, chunk.inverse, right).astype(dtype)
-    y = einsum("htc,hcv->htv", chunk.q, entering) + einsum("hti,hiv->htv", chunk.scores, written)
-    return chunk.through[:, :, None] * state + einsum("htc,htv->hcv", chunk.added, written), y

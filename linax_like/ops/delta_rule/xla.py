@@ -7,7 +7,8 @@ system. With ℓ the running sum of the log decays, S the state that enters and 
     (I + A) R = β ⊙ (V - exp(ℓ) ⊙ K S)
     Y  = exp(ℓ) ⊙ Q S + (Q Kᵀ ⊙ D) R               S' = exp(ℓ[n]) S + (exp(ℓ[n] - ℓ) ⊙ K)ᵀ R
 
-(https://arxiv.org/abs/2412.06464). Without decays every exp is 1, and none is computed.
+(https://arxiv.org/abs/2412.06464). Without decays every exp is 1, and none is computed. With decays per
+key channel only what a chunk brings is computed otherwise (`channels`).
 """
 
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from .reference import delta_rule_step
 
 def chunked_delta_rule(state, q, k, v, beta, log_decay, chunk):
     """As `sequential_delta_rule`, with no decay or one per head."""
-    recurrence = Recurrence(delta_rule_step, _prepare, _advance)
+    recurrence = Recurrence(delta_rule_step, _prepare, advance)
     return chunk_recurrence(recurrence, chunk, state, (q, k, v, beta, log_decay))
 
 
@@ -40,7 +41,7 @@ class Prepared(NamedTuple):
     scores: Float[Array, "heads size size"]  # Q Kᵀ ⊙ D
     lower: Float[Array, "heads size size"]  # A
     inverse: Float[Array, "heads size size"]  # (I + A)⁻¹
-    kept: Float[Array, "heads 1 1"] | None  # exp(ℓ[n])
+    kept: Float[Array, "heads one_or_key 1"] | None  # exp(ℓ[n])
 
 
 def _prepare(chunk) -> Prepared:
@@ -60,7 +61,8 @@ def _prepare(chunk) -> Prepared:
     return Prepared(q, removed, added, v, beta, _as(k, scores), lower, inverse, kept)
 
 
-def _advance(state, prepared: Prepared):
+def advance(state, prepared: Prepared):
+    """The state after a chunk, and its outputs."""
     queries, removed, added, values, beta, scores, lower, inverse, kept = prepared
     entering = _as(values, state)
     right = beta * (values - einsum("hik,hkv->hiv", removed, entering))
