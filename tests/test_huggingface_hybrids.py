@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import olmo_hybrid_formulas
 import pytest
 from golden_numbers import GOLDEN
-from oracles import olmo_hybrid
 from safetensors.numpy import load_file, save_file
 
 import linax_like as lx
@@ -322,7 +322,7 @@ def olmo_model(olmo_tensors, tmp_path_factory):
 def test_olmo_hybrid_is_its_formulas(olmo_model, olmo_tensors):
     tokens = np.random.default_rng(1).integers(0, 23, 19)
     wide = {name: tensor.astype(np.float64) for name, tensor in olmo_tensors.items()}
-    expected = olmo_hybrid.logits(wide, OLMO, tokens)
+    expected = olmo_hybrid_formulas.logits(wide, OLMO, tokens)
     got = forward(olmo_model, jnp.asarray(tokens[None], jnp.int32))[0]
     np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
 
