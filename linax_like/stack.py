@@ -20,7 +20,7 @@ from .config import AbstractConfig, require, require_choice, require_positive
 from .context import advance, advance_one, Cursor, SequenceContext, start_cursor
 from .initializers import rescale, split, stack
 from .norms import AbstractNorm, AbstractNormConfig, RMSNormConfig
-from .types import Aux, Frame, no_aux, Signal
+from .types import Aux, Frame, Grid, no_aux, Signal
 
 
 Group = tuple[tuple[AbstractBlockConfig, ...], int]  # a pattern, and how often it is repeated
@@ -108,8 +108,8 @@ class Stack(eqx.Module):
         return frozenset().union(*(block.uses for group in self.groups for block in group))
 
     def __call__(
-        self, x: Signal, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
-    ) -> tuple[Signal, Aux]:
+        self, x: Grid, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
+    ) -> tuple[Grid, Aux]:
         aux = no_aux()
         keys = _split(key, len(self.groups))
         for group, (_, repeats), key in zip(self.groups, self.config.groups, keys, strict=True):

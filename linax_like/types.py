@@ -3,6 +3,7 @@
 Every module acts on one example; `jax.vmap` adds the batch at the model's edge.
 
     time      positions of the sequence
+    space     the axes of a grid, one to three; of a sequence, time alone
     features  width of the residual stream
     state     size of a recurrent state
     heads     query heads (kv_heads <= heads)
@@ -17,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 Signal = Float[Array, "time features"]  # a whole sequence
+Grid = Float[Array, "*space features"]  # an image, a volume, or a sequence
 Frame = Float[Array, " features"]  # one position of it
 Tokens = Int[Array, " time"]
 Token = Int[Array, ""]

@@ -9,7 +9,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from ..config import AbstractConfig
 from ..context import SequenceContext
-from ..types import Aux, Frame, Signal
+from ..types import Aux, Frame, Grid, Signal
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class AbstractBlock(eqx.Module):
 
     @abc.abstractmethod
     def __call__(
-        self, x: Signal, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
-    ) -> tuple[Signal, Aux]:
-        """Applies the block to a whole sequence. With a `key`, dropout is on."""
+        self, x: Grid, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
+    ) -> tuple[Grid, Aux]:
+        """Applies the block to a whole sequence or grid. With a `key`, dropout is on."""
 
     @abc.abstractmethod
     def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> PyTree:

@@ -35,7 +35,7 @@ from ..sequence_mixers import (
     AbstractSequenceMixerConfig,
     S4DSequenceMixerConfig,
 )
-from ..types import Aux, Frame, no_aux, Signal
+from ..types import Aux, Frame, Grid, no_aux, Signal
 from .base import AbstractBlock, AbstractBlockConfig
 
 
@@ -116,11 +116,11 @@ class ResidualBlock(AbstractBlock):
         return self.sequence_mixer.uses
 
     def __call__(
-        self, x: Signal, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
-    ) -> tuple[Signal, Aux]:
+        self, x: Grid, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
+    ) -> tuple[Grid, Aux]:
         mixer_key, drop_key, channel_key = (None,) * 3 if key is None else jr.split(key, 3)
 
-        def mix(h: Signal) -> tuple[None, Signal]:
+        def mix(h: Grid) -> tuple[None, Grid]:
             return None, self.sequence_mixer(h, mixer_key, context=context)
 
         _, x = self._around(mix, self.sequence_norm, self.sequence_scale, x, drop_key)

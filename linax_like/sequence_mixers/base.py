@@ -13,10 +13,11 @@ from jaxtyping import Array, PRNGKeyArray
 from ..config import AbstractConfig
 from ..context import SequenceContext
 from ..ops.varying import vary_together
-from ..types import Frame, Signal
+from ..types import Frame, Grid, Signal
 
 
 State = TypeVar("State")
+AXES = {1: ("time",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class AbstractSequenceMixerConfig(AbstractConfig):
 
 
 class AbstractSequenceMixer(eqx.Module):
-    """Mixes information along time."""
+    """Mixes information along time, or over space."""
 
     in_features: eqx.AbstractVar[int]
 
@@ -44,6 +45,11 @@ class AbstractSequenceMixer(eqx.Module):
         return frozenset()
 
     @property
+    def spatial_ndims(self) -> frozenset[int]:
+        """The numbers of axes that its input may have before the features: 1 for a sequence."""
+        return frozenset({1})
+
+    @property
     def recurrence_parameters(self) -> frozenset[str]:
         """The fields that set the recurrence's eigenvalues, step sizes and gains.
 
@@ -54,9 +60,9 @@ class AbstractSequenceMixer(eqx.Module):
 
     @abc.abstractmethod
     def __call__(
-        self, x: Signal, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
-    ) -> Signal:
-        """Applies the mixer to one whole sequence.
+        self, x: Grid, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
+    ) -> Grid:
+        """Applies the mixer to one whole sequence, or one whole grid.
 
         - `key`: only needed by a mixer in which something is random.
         """
@@ -65,7 +71,7 @@ class AbstractSequenceMixer(eqx.Module):
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         """Floating-point operations of one forward pass (a multiply-add counts as two).
 
-        - `spatial_dims`: the length of the sequence, `(time,)`.
+        - `spatial_dims`: the length of the sequence, `(time,)`, or the sizes of the grid.
         - `inference`: count the forward pass alone; else the backward pass as well.
         """
 
@@ -128,11 +134,13 @@ def enter(
 
     **Raises:** `ValueError` that names the mixer and what came.
     """
-    if x.ndim not in (1, 2) or x.shape[-1] != mixer.in_features:
+    ndims = mixer.spatial_ndims
+    if x.ndim - 1 not in {0} | ndims or x.shape[-1:] != (mixer.in_features,):
+        shapes = [f"({', '.join(AXES[n])}, {mixer.in_features})" for n in sorted(ndims)]
+        step = ", or in `step` one position of it" if 1 in ndims else ""
         raise ValueError(
-            f"`{type(mixer).__name__}` has width {mixer.in_features}: it takes one sequence of shape "
-            f"(time, {mixer.in_features}), or in `step` one position of it. Received {x.shape}. "
-            "Use `jax.vmap` for a batch."
+            f"`{type(mixer).__name__}` has width {mixer.in_features}: it takes one example of shape "
+            f"{' or '.join(shapes)}{step}. Received {x.shape}. Use `jax.vmap` for a batch."
         )
     context = SequenceContext() if context is None else context
     for name, value in context.over_time().items():
@@ -140,6 +148,11 @@ def enter(
             raise ValueError(
                 f"`{type(mixer).__name__}` was given `context.{name}` of shape {value.shape} for an "
                 f"input of shape {x.shape}: it must have shape {x.shape[:-1]}."
+            )
+        if x.ndim > 2 and name != "mask":
+            raise ValueError(
+                f"`context.{name}` is about the order of time, which a grid of shape {x.shape} does "
+                "not have. Leave it out."
             )
     if context.timesteps is not None:
         context = context.replace(timesteps=context.blank_padding(context.timesteps))
