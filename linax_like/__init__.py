@@ -26,8 +26,18 @@ from .encoders import (
     AbstractEncoderConfig as AbstractEncoderConfig,
     LinearEncoder as LinearEncoder,
     LinearEncoderConfig as LinearEncoderConfig,
+    PatchEmbedding as PatchEmbedding,
+    PatchEmbeddingConfig as PatchEmbeddingConfig,
     TokenEmbedding as TokenEmbedding,
     TokenEmbeddingConfig as TokenEmbeddingConfig,
+)
+from .grid_positions import (
+    AbstractGridPositions as AbstractGridPositions,
+    AbstractGridPositionsConfig as AbstractGridPositionsConfig,
+    LearnedGridPositions as LearnedGridPositions,
+    LearnedGridPositionsConfig as LearnedGridPositionsConfig,
+    SinusoidalGridPositions as SinusoidalGridPositions,
+    SinusoidalGridPositionsConfig as SinusoidalGridPositionsConfig,
 )
 from .heads import (
     AbstractHead as AbstractHead,
@@ -39,6 +49,8 @@ from .heads import (
     Logits as Logits,
     RegressionHead as RegressionHead,
     RegressionHeadConfig as RegressionHeadConfig,
+    UnpatchifyHead as UnpatchifyHead,
+    UnpatchifyHeadConfig as UnpatchifyHeadConfig,
     Values as Values,
 )
 from .inference import generate as generate, Generation as Generation

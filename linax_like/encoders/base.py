@@ -8,7 +8,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from ..config import AbstractConfig
 from ..context import SequenceContext
-from ..types import Signal
+from ..types import Grid
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class AbstractEncoderConfig(AbstractConfig):
 
 
 class AbstractEncoder(eqx.Module):
-    """Turns a raw sequence into features, position by position."""
+    """Turns a raw sequence, or an image, into features."""
 
     @property
     @abc.abstractmethod
@@ -29,5 +29,5 @@ class AbstractEncoder(eqx.Module):
         """Which of the context's `positions`, `timesteps` and `condition` make a difference."""
 
     @abc.abstractmethod
-    def __call__(self, x: Array, *, context: SequenceContext) -> Signal:
-        """Encodes a whole sequence; padding becomes zeros."""
+    def __call__(self, x: Array, *, context: SequenceContext) -> Grid:
+        """Encodes a whole sequence or image; padding becomes zeros."""

@@ -16,3 +16,7 @@ from .regression import (
     RegressionHead as RegressionHead,
     RegressionHeadConfig as RegressionHeadConfig,
 )
+from .unpatchify import (
+    UnpatchifyHead as UnpatchifyHead,
+    UnpatchifyHeadConfig as UnpatchifyHeadConfig,
+)

@@ -12,7 +12,7 @@ from ..config import require_choice
 from ..context import SequenceContext
 from ..initializers import constant, linear_weight
 from ..precision import linear, upcast
-from ..types import Aux, Signal
+from ..types import Aux, Grid
 from .base import AbstractHead, AbstractHeadConfig, Logits
 
 
@@ -39,7 +39,7 @@ class ClassificationHeadConfig(AbstractHeadConfig):
 
 
 class ClassificationHead(AbstractHead):
-    """Maps `(time, in_features)` to logits `(out_features,)`, or `(time, out_features)`."""
+    """Maps `(*space, in_features)` to logits `(out_features,)`, or `(*space, out_features)`."""
 
     config: ClassificationHeadConfig = eqx.field(static=True)
     weight: Float[Array, "classes features"]
@@ -52,18 +52,19 @@ class ClassificationHead(AbstractHead):
         self.weight = linear_weight(key, in_features, out_features)
         self.bias = constant(0, (out_features,))
 
-    def __call__(self, x: Signal, aux: Aux, *, context: SequenceContext) -> Logits:
+    def __call__(self, x: Grid, aux: Aux, *, context: SequenceContext) -> Logits:
         pooled = pool(x, self.config.pooling, context)
         return Logits(upcast(linear(pooled, self.weight)) + self.bias, aux)
 
 
-def pool(x: Signal, pooling: Pooling, context: SequenceContext) -> Float[Array, "*time features"]:
-    """One vector for the sequence, padding left out; or `x` itself for `"none"`."""
+def pool(x: Grid, pooling: Pooling, context: SequenceContext) -> Float[Array, "*pooled features"]:
+    """One vector for the sequence or grid, padding left out; or `x` itself for `"none"`."""
     if pooling == "none":
         return x
-    mask = jnp.ones((len(x),), bool) if context.mask is None else context.mask
+    mask = jnp.ones(x.shape[:-1], bool) if context.mask is None else context.mask
+    x, mask = x.reshape(-1, x.shape[-1]), mask.reshape(-1)
     if pooling == "mean":
-        total, count = jnp.sum(upcast(context.blank_padding(x)), axis=0), jnp.sum(mask)
+        total, count = jnp.sum(upcast(x), axis=0, where=mask[:, None]), jnp.sum(mask)
         if context.axis_name is not None:
             total, count = jax.lax.psum((total, count), context.axis_name)
         return (total / jnp.maximum(count, 1)).astype(x.dtype)
