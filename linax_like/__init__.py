@@ -31,7 +31,7 @@ from .encoders import (
     TokenEmbedding as TokenEmbedding,
     TokenEmbeddingConfig as TokenEmbeddingConfig,
 )
-from .grid_positions import (
+from .grid_embedding import (
     AbstractGridPositions as AbstractGridPositions,
     AbstractGridPositionsConfig as AbstractGridPositionsConfig,
     LearnedGridPositions as LearnedGridPositions,

@@ -21,7 +21,7 @@ LAYERS = [
     {"_version", "types", "config", "files", "tokenizers"},
     {"precision", "parameters", "initializers", "context", "ops"},
     {"norms", "positions"},
-    {"grid_positions"},
+    {"grid_embedding"},
     {"sequence_mixers", "channel_mixers", "encoders", "heads"},
     {"blocks"},
     {"stack"},

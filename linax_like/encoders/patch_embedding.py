@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..config import require, require_choice
 from ..context import SequenceContext
-from ..grid_positions import AbstractGridPositions, AbstractGridPositionsConfig
+from ..grid_embedding import AbstractGridPositions, AbstractGridPositionsConfig
 from ..initializers import constant, linear_weight, split
 from ..ops.patches import patchify
 from ..precision import linear
