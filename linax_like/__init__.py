@@ -3,6 +3,8 @@ from ._version import __version__ as __version__
 from .blocks import (
     AbstractBlock as AbstractBlock,
     AbstractBlockConfig as AbstractBlockConfig,
+    PatchBlock as PatchBlock,
+    PatchBlockConfig as PatchBlockConfig,
     ResidualBlock as ResidualBlock,
     ResidualBlockConfig as ResidualBlockConfig,
 )
@@ -28,6 +30,8 @@ from .encoders import (
     LinearEncoderConfig as LinearEncoderConfig,
     PatchEmbedding as PatchEmbedding,
     PatchEmbeddingConfig as PatchEmbeddingConfig,
+    PatchMerging as PatchMerging,
+    PatchMergingConfig as PatchMergingConfig,
     TokenEmbedding as TokenEmbedding,
     TokenEmbeddingConfig as TokenEmbeddingConfig,
 )
@@ -47,6 +51,7 @@ from .heads import (
     LanguageModelHead as LanguageModelHead,
     LanguageModelHeadConfig as LanguageModelHeadConfig,
     Logits as Logits,
+    RegisterPooling as RegisterPooling,
     RegressionHead as RegressionHead,
     RegressionHeadConfig as RegressionHeadConfig,
     UnpatchifyHead as UnpatchifyHead,
@@ -59,6 +64,8 @@ from .interop import (
     save_pretrained as save_pretrained,
 )
 from .models import (
+    HierarchicalModel as HierarchicalModel,
+    HierarchicalModelConfig as HierarchicalModelConfig,
     HybridInitializerConfig as HybridInitializerConfig,
     LanguageModel as LanguageModel,
     LanguageModelConfig as LanguageModelConfig,
@@ -66,6 +73,8 @@ from .models import (
     SequenceModel as SequenceModel,
     SequenceModelConfig as SequenceModelConfig,
     token_loss as token_loss,
+    VisionModel as VisionModel,
+    VisionModelConfig as VisionModelConfig,
 )
 from .norms import (
     AbstractNorm as AbstractNorm,
