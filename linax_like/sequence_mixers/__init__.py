@@ -1,8 +1,8 @@
 from .attention import (
     AttentionSequenceMixer as AttentionSequenceMixer,
     AttentionSequenceMixerConfig as AttentionSequenceMixerConfig,
-    AttentionState as AttentionState,
 )
+from .attention_core import AttentionState as AttentionState
 from .base import (
     AbstractRecurrentMixer as AbstractRecurrentMixer,
     AbstractSequenceMixer as AbstractSequenceMixer,
