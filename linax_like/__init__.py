@@ -43,6 +43,7 @@ from .grid_embedding import (
     SinusoidalGridPositions as SinusoidalGridPositions,
     SinusoidalGridPositionsConfig as SinusoidalGridPositionsConfig,
 )
+from .grid_positions import axial_rope as axial_rope, grid_coordinates as grid_coordinates
 from .heads import (
     AbstractHead as AbstractHead,
     AbstractHeadConfig as AbstractHeadConfig,
@@ -59,6 +60,12 @@ from .heads import (
     Values as Values,
 )
 from .inference import generate as generate, Generation as Generation
+from .initializers import (
+    AbstractInitializerConfig as AbstractInitializerConfig,
+    SmallInitializerConfig as SmallInitializerConfig,
+    TruncatedNormalInitializerConfig as TruncatedNormalInitializerConfig,
+    WangInitializerConfig as WangInitializerConfig,
+)
 from .interop import (
     load_pretrained as load_pretrained,
     save_pretrained as save_pretrained,
@@ -100,9 +107,14 @@ from .positions import (
     SinusoidalPositionsConfig as SinusoidalPositionsConfig,
 )
 from .sequence_mixers import (
+    AbstractQKVOperator as AbstractQKVOperator,
+    AbstractQKVOperatorConfig as AbstractQKVOperatorConfig,
     AbstractRecurrentMixer as AbstractRecurrentMixer,
+    AbstractRecurrentQKVOperator as AbstractRecurrentQKVOperator,
     AbstractSequenceMixer as AbstractSequenceMixer,
     AbstractSequenceMixerConfig as AbstractSequenceMixerConfig,
+    AttentionOperator as AttentionOperator,
+    AttentionOperatorConfig as AttentionOperatorConfig,
     AttentionSequenceMixer as AttentionSequenceMixer,
     AttentionSequenceMixerConfig as AttentionSequenceMixerConfig,
     AttentionState as AttentionState,
@@ -148,6 +160,8 @@ from .sequence_mixers import (
     MLSTMSequenceMixer as MLSTMSequenceMixer,
     MLSTMSequenceMixerConfig as MLSTMSequenceMixerConfig,
     MLSTMState as MLSTMState,
+    QKVSequenceMixer as QKVSequenceMixer,
+    QKVSequenceMixerConfig as QKVSequenceMixerConfig,
     RetentionSequenceMixer as RetentionSequenceMixer,
     RetentionSequenceMixerConfig as RetentionSequenceMixerConfig,
     RetentionState as RetentionState,

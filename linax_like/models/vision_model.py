@@ -28,6 +28,9 @@ from ..stack import Stack, StackConfig
 from .base import Dtype, open_context
 
 
+Readout = Literal["mean", "class", "registers"]
+
+
 @dataclass(frozen=True)
 class VisionModelConfig(AbstractConfig):
     """A classifier of images, volumes too, by patches and tokens.
@@ -49,7 +52,7 @@ class VisionModelConfig(AbstractConfig):
     embedding: PatchEmbeddingConfig
     stack: StackConfig
     registers: int = 0
-    readout: Literal["mean", "class", "registers"] = "mean"
+    readout: Readout = "mean"
     dtype: Dtype = "float32"
 
     def __post_init__(self):
