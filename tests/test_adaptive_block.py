@@ -1,4 +1,4 @@
-"""The adaptive block: identity at first, step by step as at once, on grids, and refused without a condition."""
+"""The adaptive block: the identity at first, its steps, grids, padding, and a missing condition."""
 
 import equinox as eqx
 import jax
