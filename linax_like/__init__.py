@@ -101,6 +101,8 @@ from .sequence_mixers import (
     BidirectionalSequenceMixerConfig as BidirectionalSequenceMixerConfig,
     CentaurusSequenceMixer as CentaurusSequenceMixer,
     CentaurusSequenceMixerConfig as CentaurusSequenceMixerConfig,
+    CrossAttention as CrossAttention,
+    CrossAttentionConfig as CrossAttentionConfig,
     DeltaNetSequenceMixer as DeltaNetSequenceMixer,
     DeltaNetSequenceMixerConfig as DeltaNetSequenceMixerConfig,
     fold as fold,

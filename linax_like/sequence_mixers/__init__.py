@@ -21,6 +21,10 @@ from .centaurus import (
     CentaurusSequenceMixer as CentaurusSequenceMixer,
     CentaurusSequenceMixerConfig as CentaurusSequenceMixerConfig,
 )
+from .cross_attention import (
+    CrossAttention as CrossAttention,
+    CrossAttentionConfig as CrossAttentionConfig,
+)
 from .delta_net import (
     DeltaNetSequenceMixer as DeltaNetSequenceMixer,
     DeltaNetSequenceMixerConfig as DeltaNetSequenceMixerConfig,
