@@ -112,6 +112,8 @@ from .sequence_mixers import (
     GatedDeltaProductSequenceMixerConfig as GatedDeltaProductSequenceMixerConfig,
     GLASequenceMixer as GLASequenceMixer,
     GLASequenceMixerConfig as GLASequenceMixerConfig,
+    GridOrdersSequenceMixer as GridOrdersSequenceMixer,
+    GridOrdersSequenceMixerConfig as GridOrdersSequenceMixerConfig,
     HGRNSequenceMixer as HGRNSequenceMixer,
     HGRNSequenceMixerConfig as HGRNSequenceMixerConfig,
     HyenaSequenceMixer as HyenaSequenceMixer,

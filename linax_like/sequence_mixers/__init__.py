@@ -41,6 +41,10 @@ from .gla import (
     GLASequenceMixer as GLASequenceMixer,
     GLASequenceMixerConfig as GLASequenceMixerConfig,
 )
+from .grid_orders import (
+    GridOrdersSequenceMixer as GridOrdersSequenceMixer,
+    GridOrdersSequenceMixerConfig as GridOrdersSequenceMixerConfig,
+)
 from .hgrn import (
     HGRNSequenceMixer as HGRNSequenceMixer,
     HGRNSequenceMixerConfig as HGRNSequenceMixerConfig,
