@@ -29,6 +29,7 @@ from .encoders import (
     TokenEmbedding as TokenEmbedding,
     TokenEmbeddingConfig as TokenEmbeddingConfig,
 )
+from .grid_positions import axial_rope as axial_rope, grid_coordinates as grid_coordinates
 from .heads import (
     AbstractHead as AbstractHead,
     AbstractHeadConfig as AbstractHeadConfig,
@@ -42,6 +43,12 @@ from .heads import (
     Values as Values,
 )
 from .inference import generate as generate, Generation as Generation
+from .initializers import (
+    AbstractInitializerConfig as AbstractInitializerConfig,
+    SmallInitializerConfig as SmallInitializerConfig,
+    TruncatedNormalInitializerConfig as TruncatedNormalInitializerConfig,
+    WangInitializerConfig as WangInitializerConfig,
+)
 from .interop import (
     load_pretrained as load_pretrained,
     save_pretrained as save_pretrained,
@@ -81,9 +88,14 @@ from .positions import (
 from .sequence_mixers import (
     AbstractImplicitKernelConfig as AbstractImplicitKernelConfig,
     AbstractKernelMaskConfig as AbstractKernelMaskConfig,
+    AbstractQKVOperator as AbstractQKVOperator,
+    AbstractQKVOperatorConfig as AbstractQKVOperatorConfig,
     AbstractRecurrentMixer as AbstractRecurrentMixer,
+    AbstractRecurrentQKVOperator as AbstractRecurrentQKVOperator,
     AbstractSequenceMixer as AbstractSequenceMixer,
     AbstractSequenceMixerConfig as AbstractSequenceMixerConfig,
+    AttentionOperator as AttentionOperator,
+    AttentionOperatorConfig as AttentionOperatorConfig,
     AttentionSequenceMixer as AttentionSequenceMixer,
     AttentionSequenceMixerConfig as AttentionSequenceMixerConfig,
     AttentionState as AttentionState,
@@ -93,6 +105,8 @@ from .sequence_mixers import (
     CentaurusSequenceMixerConfig as CentaurusSequenceMixerConfig,
     CKConvSequenceMixer as CKConvSequenceMixer,
     CKConvSequenceMixerConfig as CKConvSequenceMixerConfig,
+    CrossAttention as CrossAttention,
+    CrossAttentionConfig as CrossAttentionConfig,
     DeltaNetSequenceMixer as DeltaNetSequenceMixer,
     DeltaNetSequenceMixerConfig as DeltaNetSequenceMixerConfig,
     ExponentialMaskConfig as ExponentialMaskConfig,
@@ -104,6 +118,8 @@ from .sequence_mixers import (
     GaussianMaskConfig as GaussianMaskConfig,
     GLASequenceMixer as GLASequenceMixer,
     GLASequenceMixerConfig as GLASequenceMixerConfig,
+    GridOrdersSequenceMixer as GridOrdersSequenceMixer,
+    GridOrdersSequenceMixerConfig as GridOrdersSequenceMixerConfig,
     HGRNSequenceMixer as HGRNSequenceMixer,
     HGRNSequenceMixerConfig as HGRNSequenceMixerConfig,
     HyenaOperator as HyenaOperator,
@@ -137,6 +153,8 @@ from .sequence_mixers import (
     MLSTMSequenceMixer as MLSTMSequenceMixer,
     MLSTMSequenceMixerConfig as MLSTMSequenceMixerConfig,
     MLSTMState as MLSTMState,
+    QKVSequenceMixer as QKVSequenceMixer,
+    QKVSequenceMixerConfig as QKVSequenceMixerConfig,
     RandomFourierKernelConfig as RandomFourierKernelConfig,
     RetentionSequenceMixer as RetentionSequenceMixer,
     RetentionSequenceMixerConfig as RetentionSequenceMixerConfig,

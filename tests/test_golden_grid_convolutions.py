@@ -23,8 +23,14 @@ KERNELS = {  # the config, and the extent
     "siren_3d": (SIREN, (4, 4, 4)),
     "siren_aniso": (SIREN, (2, 5, 5)),
     "siren_extended_once": (SIREN, (7,)),
-    "multiomega_1d": (lx.SIRENKernelConfig(16, frequencies=tuple(np.linspace(1.0, 12, 16))), (11,)),
-    "blockdiag_2d": (lx.SIRENKernelConfig(16, frequencies=(1.0, 12.0), off_block_scale=0.1), (5, 5)),
+    "multiomega_1d": (
+        lx.SIRENKernelConfig(16, frequencies=tuple(np.linspace(1.0, 12, 16))),
+        (11,),
+    ),
+    "blockdiag_2d": (
+        lx.SIRENKernelConfig(16, frequencies=(1.0, 12.0), off_block_scale=0.1),
+        (5, 5),
+    ),
     "blockdiag_learnable_2d": (
         lx.SIRENKernelConfig(16, frequencies=(1.0, 12.0), frequency="learned"),
         (5, 5),
