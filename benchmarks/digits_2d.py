@@ -43,7 +43,10 @@ OPTIMIZER = OptimizerConfig(
 def models() -> dict[str, lx.AbstractConfig]:
     """The configs by name."""
     vit = partial(lx.presets.vision_model, (8, 8), (2, 2), 1, 10, features=64, layer_scale=None)
-    return {"ViT": vit(pattern="AAAA", readout="mean", drop_path=0.1)}
+    return {
+        "ViT": vit(pattern="AAAA", readout="mean", drop_path=0.1),
+        "Hyena 2-D": vit(pattern="HHHH", readout="mean", drop_path=0.1, registers=0),
+    }
 
 
 def main(*arguments: str) -> None:

@@ -155,7 +155,7 @@ PATCHES = lx.PatchEmbeddingConfig((2, 2))
     [
         (lambda: VISION((5, 4), (2, 2), 1, 5), "multiple of the `patch_size`"),
         (lambda: VISION((4, 4), (2, 2), 1, 5, pattern="AX"), 'letters "A"'),
-        (lambda: VISION((4, 4), (2, 2), 1, 5, pattern="HA"), "`grid_mixer` must say"),
+        (lambda: lx.presets.field_model((2, 2), 1, 5, pattern="HA"), "`grid_mixer` must say"),
         (lambda: VISION((4, 4), (2, 2), 1, 5, pattern="H"), "has no attention"),
         (lambda: VISION((4, 4), (2, 2), 1, 5, registers=0, readout="registers"), "positive with"),
         (lambda: lx.PatchEmbeddingConfig((0, 2)), "one to three positive sizes"),
@@ -171,3 +171,23 @@ PATCHES = lx.PatchEmbeddingConfig((2, 2))
 def test_mistakes_are_told(mistake, message):
     with pytest.raises(ValueError, match=message):
         mistake()
+
+
+def test_a_shifted_field_gives_shifted_values():
+    """Without positions, on a circle, all of a model of fields moves with its input, bit by bit."""
+    mixer = lx.presets.grid_hyena((4, 4), "circular")
+    cfg = lx.presets.field_model((1, 1), 1, 2, features=8, pattern="HH", grid_mixer=mixer)
+    run = eqx.filter_jit(cfg.build(KEY))
+    x = jr.normal(KEY, (4, 6, 1))
+    y = run(x).values
+    for shift in ((1, 0), (3, 5)):
+        shifted = run(jnp.roll(x, shift, (0, 1))).values
+        np.testing.assert_allclose(shifted, jnp.roll(y, shift, (0, 1)), atol=2e-6)
+
+
+def test_hyena_is_the_grid_mixer_of_a_vision_model(run):
+    """A homogeneous one needs no tokens; the mean reads the patches."""
+    cfg = lx.presets.vision_model(
+        (4, 6), (2, 2), 1, 5, features=8, pattern="H", registers=0, readout="mean"
+    )
+    assert run(cfg.build(KEY), IMAGE, HERE).shape == (5,)
