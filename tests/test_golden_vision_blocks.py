@@ -1,4 +1,4 @@
-"""Golden parity with nvSubquadratic: blocks around Hyena on a grid, residual and adaptive; a classifier."""
+"""Golden parity with nvSubquadratic: blocks around Hyena on a grid, and a classifier."""
 
 import jax
 import jax.numpy as jnp

@@ -174,7 +174,7 @@ def test_mistakes_are_told(mistake, message):
 
 
 def test_a_shifted_field_gives_shifted_values():
-    """Without positions, on a circle, all of a model of fields moves with its input, bit by bit."""
+    """Without positions, on a circle, a model of fields moves with its input, to rounding."""
     mixer = lx.presets.grid_hyena((4, 4), "circular")
     cfg = lx.presets.field_model((1, 1), 1, 2, features=8, pattern="HH", grid_mixer=mixer)
     run = eqx.filter_jit(cfg.build(KEY))

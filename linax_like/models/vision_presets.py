@@ -166,8 +166,8 @@ def _blocks(
         )
     if "H" in pattern and grid_mixer is None:
         raise ValueError(
-            f'The pattern {pattern!r} has an "H": on grids of any size `grid_mixer` must say which mixer '
-            "that is. Received None. `grid_hyena` makes one for about the size you have in mind."
+            f'The pattern {pattern!r} has an "H": on grids of any size `grid_mixer` must say which '
+            "mixer that is. Received None. `grid_hyena` makes one for about the size you have in mind."
         )
     mixers = {"A": QKVSequenceMixerConfig(attention), "H": grid_mixer}
     channel_mixer = MLPConfig(use_bias=False)
