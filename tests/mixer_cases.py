@@ -80,7 +80,7 @@ CASES = [
         lx.CKConvSequenceMixerConfig(
             kernel=lx.SIRENKernelConfig(8, frequencies=(0.5, 2.0), off_block_scale=0.1),
             mask=lx.GaussianMaskConfig((0.5, 2.0), parametrization="log"),
-            extent=16,
+            extent=16.0,
             num_heads=2,
             max_documents=3,
         ),
@@ -90,7 +90,7 @@ CASES = [
     MixerCase(
         "ckconv_circular",
         lx.CKConvSequenceMixerConfig(
-            ("circular",), lx.RandomFourierKernelConfig(8, 1, 0.5), extent=8
+            ("circular",), lx.RandomFourierKernelConfig(8, 1, 0.5), extent=8.0
         ),
         waived={
             "mask": "the circle of a padded sequence has another length",
@@ -103,7 +103,7 @@ CASES = [
             ("zero",),
             lx.SIRENKernelConfig(8, 1, (1.0,), frequency="learned"),
             lx.ExponentialMaskConfig(),
-            extent=16,
+            extent=16.0,
             spacing=0.5,
             max_documents=3,
         ),
@@ -159,7 +159,7 @@ CASES = [
             lx.HyenaOperatorConfig(
                 3,
                 lx.CKConvSequenceMixerConfig(
-                    kernel=lx.SIRENKernelConfig(8, 1, (1.0,)), extent=16, max_documents=3
+                    kernel=lx.SIRENKernelConfig(8, 1, (1.0,)), extent=16.0, max_documents=3
                 ),
                 short_bias=True,
             )

@@ -201,7 +201,9 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         forward += sum(c.flop_count(spatial_dims, inference=True) for c in self.convolutions)
         return forward if inference else 3 * forward
 
-    def _gate(self, u: Grid, convolutions: list, context: SequenceContext) -> tuple[list, Grid]:
+    def _gate(
+        self, u: Float[Array, "*space streams"], convolutions: list, context: SequenceContext
+    ) -> tuple[list, Grid]:
         """The convolutions' states, and the result of the streams after the short convolution."""
         cfg = self.config
         q, k, *others = jnp.split(u, self.num_inputs, axis=-1)
