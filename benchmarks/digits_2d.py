@@ -6,8 +6,8 @@ Models of patches of 2 × 2 pixels are trained on four fifths of scikit-learn's 
 over the digits, and tested once on the others; three seeds, of the split, the model and the batches.
 Training images are turned, scaled and moved a little.
 
-Nothing was chosen by the test part. `validate` in place of the test keeps a fifth of the training part
-for validation: by it the numbers below were chosen.
+Nothing is chosen by the test part: to choose anything below, `validate`, which keeps a fifth of the
+training part for validation and leaves the test part alone.
 """
 
 import sys
@@ -40,7 +40,7 @@ OPTIMIZER = OptimizerConfig(
 )
 
 
-def models() -> dict[str, lx.AbstractConfig]:
+def models() -> dict[str, lx.VisionModelConfig]:
     """The configs by name."""
     vit = partial(lx.presets.vision_model, (8, 8), (2, 2), 1, 10, features=64, layer_scale=None)
     return {
@@ -50,7 +50,7 @@ def models() -> dict[str, lx.AbstractConfig]:
 
 
 def main(*arguments: str) -> None:
-    """Trains and tests every model, or those that are named."""
+    """Trains and tests every model; with `validate`, on parts of the training part."""
     validating = "validate" in arguments
     rows = []
     for name, config in models().items():
@@ -73,7 +73,7 @@ def main(*arguments: str) -> None:
         harness.write("digits_2d", rows, harness.environment("optax", "scikit-learn"))
 
 
-def run(config: lx.AbstractConfig, seed: int, validating: bool) -> tuple[float, float, float]:
+def run(config: lx.VisionModelConfig, seed: int, validating: bool) -> tuple[float, float, float]:
     """The accuracy, and the seconds and processor seconds of training, compilation included."""
     task = DigitsTaskConfig(split_seed=seed).load()
     images, held_out = task.train, task.test

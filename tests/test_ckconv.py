@@ -98,7 +98,9 @@ def test_a_condition_makes_the_kernel():
     x = noise(6, 4)
     one, other = (mixer(x, context=lx.SequenceContext(condition=noise(3, seed=i))) for i in (1, 2))
     assert np.abs(one - other).max() > 1e-3
-    with pytest.raises(ValueError, match=r"needs `context.condition` of shape \(3,\). Received none"):
+    with pytest.raises(
+        ValueError, match=r"needs `context.condition` of shape \(3,\). Received none"
+    ):
         mixer(x)
     with pytest.raises(ValueError, match="depends on `context.condition`"):
         mixer.materialize((6,))
