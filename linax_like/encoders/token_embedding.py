@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from ..config import require_positive
 from ..context import SequenceContext
 from ..initializers import normal, split
+from ..ops.take import take
 from ..positions import (
     LearnedPositions,
     LearnedPositionsConfig,
@@ -87,7 +88,7 @@ def embed(
     The gradient is a matrix product with the one-hot tokens: it partitions over any mesh, and on
     accelerators it beats the scattered additions of a gather's gradient.
     """
-    return jnp.where(_valid(table, tokens)[:, None], _rows(table, tokens), jnp.nan)
+    return jnp.where(_valid(table, tokens)[:, None], take(table, tokens), jnp.nan)
 
 
 def _embed_forward(table, tokens):
@@ -105,11 +106,3 @@ embed.defvjp(_embed_forward, _embed_backward)
 
 def _valid(table, tokens):
     return (tokens >= 0) & (tokens < len(table))
-
-
-def _rows(table, tokens):
-    """The rows, laid out over an explicit mesh as the tokens are."""
-    sharding = jax.typeof(tokens).sharding
-    spec = jax.sharding.PartitionSpec(*sharding.spec, None)
-    out_sharding = None if sharding.mesh.empty else sharding.update(spec=spec)
-    return table.at[tokens].get(mode="clip", out_sharding=out_sharding)
