@@ -31,3 +31,10 @@ class AbstractEncoder(eqx.Module):
     @abc.abstractmethod
     def __call__(self, x: Array, *, context: SequenceContext) -> Signal:
         """Encodes a whole sequence; padding becomes zeros."""
+
+    @abc.abstractmethod
+    def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        """Floating-point operations of one pass over raw input of these sizes.
+
+        - `inference`: count the forward pass alone; else the backward pass as well.
+        """

@@ -1,5 +1,6 @@
 """Token embedding: a row of a table for every token."""
 
+import math
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -77,6 +78,12 @@ class TokenEmbedding(AbstractEncoder):
             places = context.positions_from(jnp.zeros((), jnp.int32), len(x))
             features = features + self.positions(places)
         return context.blank_padding(features)
+
+    def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        vocabulary, features = self.table.shape
+        forward = (1 if self.positions is None else 2) * math.prod(spatial_dims) * features
+        gradient = 2 * math.prod(spatial_dims) * vocabulary * features  # by the one-hot tokens
+        return forward if inference else forward + gradient
 
 
 @jax.custom_vjp

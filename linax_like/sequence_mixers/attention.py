@@ -235,6 +235,12 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         new = AttentionState(keys, values, length + 1)
         return keep_at_padding(context, new, state), context.blank_padding(y)
 
+    @property
+    def complexity(self) -> str:
+        if self.config.window is None:
+            return "O(L² · d + L · d²)"
+        return "O(L · w · d + L · d²)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time = math.prod(spatial_dims)
         reach = time if self.config.window is None else min(self.config.window, time)

@@ -180,6 +180,10 @@ class KroneckerSequenceMixer(AbstractRecurrentMixer[KroneckerState]):
         new = KroneckerState(earlier, block, length + 1)
         return keep_at_padding(context, new, state), context.blank_padding(y)
 
+    @property
+    def complexity(self) -> str:
+        return "O(L^1.5 · d)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         rank, size, time = self.config.rank, self.block_size, math.prod(spatial_dims)
         blocks = -(-time // size)

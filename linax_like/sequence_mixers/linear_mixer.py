@@ -147,6 +147,10 @@ class LinearSequenceMixer(AbstractRecurrentMixer[LinearState]):
         new = LinearState(inputs, length + 1)
         return keep_at_padding(context, new, state), context.blank_padding(y)
 
+    @property
+    def complexity(self) -> str:
+        return "O(L² · d)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         forward = 2 * math.prod(spatial_dims) ** 2 * self.in_features
         return forward if inference else 3 * forward
