@@ -3,6 +3,8 @@ from ._version import __version__ as __version__
 from .blocks import (
     AbstractBlock as AbstractBlock,
     AbstractBlockConfig as AbstractBlockConfig,
+    PatchBlock as PatchBlock,
+    PatchBlockConfig as PatchBlockConfig,
     ResidualBlock as ResidualBlock,
     ResidualBlockConfig as ResidualBlockConfig,
 )
@@ -26,9 +28,22 @@ from .encoders import (
     AbstractEncoderConfig as AbstractEncoderConfig,
     LinearEncoder as LinearEncoder,
     LinearEncoderConfig as LinearEncoderConfig,
+    PatchEmbedding as PatchEmbedding,
+    PatchEmbeddingConfig as PatchEmbeddingConfig,
+    PatchMerging as PatchMerging,
+    PatchMergingConfig as PatchMergingConfig,
     TokenEmbedding as TokenEmbedding,
     TokenEmbeddingConfig as TokenEmbeddingConfig,
 )
+from .grid_embedding import (
+    AbstractGridPositions as AbstractGridPositions,
+    AbstractGridPositionsConfig as AbstractGridPositionsConfig,
+    LearnedGridPositions as LearnedGridPositions,
+    LearnedGridPositionsConfig as LearnedGridPositionsConfig,
+    SinusoidalGridPositions as SinusoidalGridPositions,
+    SinusoidalGridPositionsConfig as SinusoidalGridPositionsConfig,
+)
+from .grid_positions import axial_rope as axial_rope, grid_coordinates as grid_coordinates
 from .heads import (
     AbstractHead as AbstractHead,
     AbstractHeadConfig as AbstractHeadConfig,
@@ -37,16 +52,27 @@ from .heads import (
     LanguageModelHead as LanguageModelHead,
     LanguageModelHeadConfig as LanguageModelHeadConfig,
     Logits as Logits,
+    RegisterPooling as RegisterPooling,
     RegressionHead as RegressionHead,
     RegressionHeadConfig as RegressionHeadConfig,
+    UnpatchifyHead as UnpatchifyHead,
+    UnpatchifyHeadConfig as UnpatchifyHeadConfig,
     Values as Values,
 )
 from .inference import generate as generate, Generation as Generation
+from .initializers import (
+    AbstractInitializerConfig as AbstractInitializerConfig,
+    SmallInitializerConfig as SmallInitializerConfig,
+    TruncatedNormalInitializerConfig as TruncatedNormalInitializerConfig,
+    WangInitializerConfig as WangInitializerConfig,
+)
 from .interop import (
     load_pretrained as load_pretrained,
     save_pretrained as save_pretrained,
 )
 from .models import (
+    HierarchicalModel as HierarchicalModel,
+    HierarchicalModelConfig as HierarchicalModelConfig,
     HybridInitializerConfig as HybridInitializerConfig,
     LanguageModel as LanguageModel,
     LanguageModelConfig as LanguageModelConfig,
@@ -54,6 +80,8 @@ from .models import (
     SequenceModel as SequenceModel,
     SequenceModelConfig as SequenceModelConfig,
     token_loss as token_loss,
+    VisionModel as VisionModel,
+    VisionModelConfig as VisionModelConfig,
 )
 from .norms import (
     AbstractNorm as AbstractNorm,
@@ -79,9 +107,14 @@ from .positions import (
     SinusoidalPositionsConfig as SinusoidalPositionsConfig,
 )
 from .sequence_mixers import (
+    AbstractQKVOperator as AbstractQKVOperator,
+    AbstractQKVOperatorConfig as AbstractQKVOperatorConfig,
     AbstractRecurrentMixer as AbstractRecurrentMixer,
+    AbstractRecurrentQKVOperator as AbstractRecurrentQKVOperator,
     AbstractSequenceMixer as AbstractSequenceMixer,
     AbstractSequenceMixerConfig as AbstractSequenceMixerConfig,
+    AttentionOperator as AttentionOperator,
+    AttentionOperatorConfig as AttentionOperatorConfig,
     AttentionSequenceMixer as AttentionSequenceMixer,
     AttentionSequenceMixerConfig as AttentionSequenceMixerConfig,
     AttentionState as AttentionState,
@@ -133,6 +166,8 @@ from .sequence_mixers import (
     MLSTMSequenceMixer as MLSTMSequenceMixer,
     MLSTMSequenceMixerConfig as MLSTMSequenceMixerConfig,
     MLSTMState as MLSTMState,
+    QKVSequenceMixer as QKVSequenceMixer,
+    QKVSequenceMixerConfig as QKVSequenceMixerConfig,
     RetentionSequenceMixer as RetentionSequenceMixer,
     RetentionSequenceMixerConfig as RetentionSequenceMixerConfig,
     RetentionState as RetentionState,

@@ -8,7 +8,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from ..config import AbstractConfig
 from ..context import SequenceContext
-from ..types import Signal
+from ..types import Grid
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class AbstractEncoderConfig(AbstractConfig):
 
 
 class AbstractEncoder(eqx.Module):
-    """Turns a raw sequence into features, position by position."""
+    """Turns a raw sequence, or an image, into features."""
 
     @property
     @abc.abstractmethod
@@ -29,12 +29,12 @@ class AbstractEncoder(eqx.Module):
         """Which of the context's `positions`, `timesteps` and `condition` make a difference."""
 
     @abc.abstractmethod
-    def __call__(self, x: Array, *, context: SequenceContext) -> Signal:
-        """Encodes a whole sequence; padding becomes zeros."""
+    def __call__(self, x: Array, *, context: SequenceContext) -> Grid:
+        """Encodes a whole sequence or image; padding becomes zeros."""
 
     @abc.abstractmethod
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
-        """Floating-point operations of one pass over raw input of these sizes.
+        """Floating-point operations of one pass that yields so many features along every axis.
 
         - `inference`: count the forward pass alone; else the backward pass as well.
         """

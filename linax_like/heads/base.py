@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..config import AbstractConfig
 from ..context import SequenceContext
-from ..types import Aux, Signal
+from ..types import Aux, Grid
 
 
 class Logits(NamedTuple):
@@ -22,7 +22,7 @@ class Logits(NamedTuple):
 class Values(NamedTuple):
     """What a regression model returns: real values, and `Aux`."""
 
-    values: Float[Array, "*time out"]
+    values: Float[Array, "*space out"]
     aux: Aux
 
 
@@ -36,15 +36,15 @@ class AbstractHeadConfig(AbstractConfig):
 
 
 class AbstractHead(eqx.Module):
-    """Turns a sequence's features into outputs."""
+    """Turns the features of a sequence or grid into outputs."""
 
     @abc.abstractmethod
-    def __call__(self, x: Signal, aux: Aux, *, context: SequenceContext) -> Logits | Values:
-        """Reads outputs off a whole sequence; `aux` is passed on."""
+    def __call__(self, x: Grid, aux: Aux, *, context: SequenceContext) -> Logits | Values:
+        """Reads outputs off all of them; `aux` is passed on."""
 
     @abc.abstractmethod
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
-        """Floating-point operations of one pass over features of these sizes.
+        """Floating-point operations of one pass over so many features along every axis.
 
         - `inference`: count the forward pass alone; else the backward pass as well.
         """

@@ -1,5 +1,6 @@
 """Classification head: logits for a sequence, or for every position of it."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ from ..config import require_choice
 from ..context import SequenceContext
 from ..initializers import constant, linear_weight
 from ..precision import linear, upcast
-from ..types import Aux, Signal
+from ..types import Aux, Grid
 from .base import AbstractHead, AbstractHeadConfig, Logits
 
 
@@ -39,7 +40,7 @@ class ClassificationHeadConfig(AbstractHeadConfig):
 
 
 class ClassificationHead(AbstractHead):
-    """Maps `(time, in_features)` to logits `(out_features,)`, or `(time, out_features)`."""
+    """Maps `(*space, in_features)` to logits `(out_features,)`, or `(*space, out_features)`."""
 
     config: ClassificationHeadConfig = eqx.field(static=True)
     weight: Float[Array, "classes features"]
@@ -52,18 +53,22 @@ class ClassificationHead(AbstractHead):
         self.weight = linear_weight(key, in_features, out_features)
         self.bias = constant(0, (out_features,))
 
-    def __call__(self, x: Signal, aux: Aux, *, context: SequenceContext) -> Logits:
+    def __call__(self, x: Grid, aux: Aux, *, context: SequenceContext) -> Logits:
         pooled = pool(x, self.config.pooling, context)
         return Logits(upcast(linear(pooled, self.weight)) + self.bias, aux)
 
+    def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        return readout_flops(self.weight, self.config.pooling, spatial_dims, inference)
 
-def pool(x: Signal, pooling: Pooling, context: SequenceContext) -> Float[Array, "*time features"]:
-    """One vector for the sequence, padding left out; or `x` itself for `"none"`."""
+
+def pool(x: Grid, pooling: Pooling, context: SequenceContext) -> Float[Array, "*pooled features"]:
+    """One vector for the sequence or grid, padding left out; or `x` itself for `"none"`."""
     if pooling == "none":
         return x
-    mask = jnp.ones((len(x),), bool) if context.mask is None else context.mask
+    mask = jnp.ones(x.shape[:-1], bool) if context.mask is None else context.mask
+    x, mask = x.reshape(-1, x.shape[-1]), mask.reshape(-1)
     if pooling == "mean":
-        total, count = jnp.sum(upcast(context.blank_padding(x)), axis=0), jnp.sum(mask)
+        total, count = jnp.sum(upcast(x), axis=0, where=mask[:, None]), jnp.sum(mask)
         if context.axis_name is not None:
             total, count = jax.lax.psum((total, count), context.axis_name)
         return (total / jnp.maximum(count, 1)).astype(x.dtype)
@@ -72,3 +77,16 @@ def pool(x: Signal, pooling: Pooling, context: SequenceContext) -> Float[Array, 
         return last
     real, lasts = jax.lax.all_gather((mask.any(), last), context.axis_name)
     return lasts[jnp.max(jnp.where(real, jnp.arange(len(real)), 0))]
+
+
+def readout_flops(
+    weight: Float[Array, "out features"],
+    pooling: Pooling,
+    spatial_dims: tuple[int, ...],
+    inference: bool,
+) -> int:
+    """Of a linear read-out of pooled features."""
+    positions, features = math.prod(spatial_dims), weight.shape[1]
+    pooled = positions * features if pooling == "mean" else 0
+    forward = pooled + 2 * (positions if pooling == "none" else 1) * weight.size
+    return forward if inference else 3 * forward

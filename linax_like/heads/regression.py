@@ -9,9 +9,9 @@ from ..config import require_choice
 from ..context import SequenceContext
 from ..initializers import constant, linear_weight
 from ..precision import linear, upcast
-from ..types import Aux, Signal
+from ..types import Aux, Grid
 from .base import AbstractHead, AbstractHeadConfig, Values
-from .classification import pool, Pooling
+from .classification import pool, Pooling, readout_flops
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class RegressionHeadConfig(AbstractHeadConfig):
 
 
 class RegressionHead(AbstractHead):
-    """Maps `(time, in_features)` to values `(time, out_features)`, or `(out_features,)`."""
+    """Maps `(*space, in_features)` to values `(*space, out_features)`, or `(out_features,)`."""
 
     config: RegressionHeadConfig = eqx.field(static=True)
     weight: Float[Array, "out features"]
@@ -45,6 +45,9 @@ class RegressionHead(AbstractHead):
         self.weight = linear_weight(key, in_features, out_features)
         self.bias = constant(0, (out_features,))
 
-    def __call__(self, x: Signal, aux: Aux, *, context: SequenceContext) -> Values:
+    def __call__(self, x: Grid, aux: Aux, *, context: SequenceContext) -> Values:
         pooled = pool(x, self.config.pooling, context)
         return Values(upcast(linear(pooled, self.weight)) + self.bias, aux)
+
+    def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        return readout_flops(self.weight, self.config.pooling, spatial_dims, inference)

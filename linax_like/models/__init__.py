@@ -1,4 +1,8 @@
 from . import presets as presets
+from .hierarchical_model import (
+    HierarchicalModel as HierarchicalModel,
+    HierarchicalModelConfig as HierarchicalModelConfig,
+)
 from .hybrid import HybridInitializerConfig as HybridInitializerConfig
 from .language_model import (
     LanguageModel as LanguageModel,
@@ -9,3 +13,4 @@ from .sequence_model import (
     SequenceModel as SequenceModel,
     SequenceModelConfig as SequenceModelConfig,
 )
+from .vision_model import VisionModel as VisionModel, VisionModelConfig as VisionModelConfig

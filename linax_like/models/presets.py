@@ -13,6 +13,11 @@ from ..stack import StackConfig
 from .hybrid import hybrid_language_model as hybrid_language_model
 from .language_model import LanguageModelConfig
 from .sequence_model import SequenceModelConfig
+from .vision_presets import (
+    field_model as field_model,
+    hierarchical_vision_model as hierarchical_vision_model,
+    vision_model as vision_model,
+)
 
 
 def byte_language_model(features: int = 256, repeats: int = 2) -> LanguageModelConfig:

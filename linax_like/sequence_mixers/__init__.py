@@ -1,7 +1,11 @@
 from .attention import (
     AttentionSequenceMixer as AttentionSequenceMixer,
     AttentionSequenceMixerConfig as AttentionSequenceMixerConfig,
-    AttentionState as AttentionState,
+)
+from .attention_core import AttentionState as AttentionState
+from .attention_operator import (
+    AttentionOperator as AttentionOperator,
+    AttentionOperatorConfig as AttentionOperatorConfig,
 )
 from .base import (
     AbstractRecurrentMixer as AbstractRecurrentMixer,
@@ -95,6 +99,15 @@ from .mlstm import (
     MLSTMSequenceMixer as MLSTMSequenceMixer,
     MLSTMSequenceMixerConfig as MLSTMSequenceMixerConfig,
     MLSTMState as MLSTMState,
+)
+from .operators import (
+    AbstractQKVOperator as AbstractQKVOperator,
+    AbstractQKVOperatorConfig as AbstractQKVOperatorConfig,
+    AbstractRecurrentQKVOperator as AbstractRecurrentQKVOperator,
+)
+from .qkv import (
+    QKVSequenceMixer as QKVSequenceMixer,
+    QKVSequenceMixerConfig as QKVSequenceMixerConfig,
 )
 from .retention import (
     RetentionSequenceMixer as RetentionSequenceMixer,
