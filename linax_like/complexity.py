@@ -43,7 +43,9 @@ def _parse(complexity: str) -> list[Term]:
                 raise ValueError(_malformed(complexity))
             name, power, sign = match.groups()
             if name != "1":
-                term[name] = term.get(name, 0) + (float(power) if power else _POWERS.get(sign, 1.0))
+                term[name] = term.get(name, 0) + (
+                    float(power) if power else _POWERS.get(sign, 1.0)
+                )
         terms.append(term)
     return terms
 

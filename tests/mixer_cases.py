@@ -139,21 +139,8 @@ CASES = [
         max_length=64,
     ),
     MixerCase(
-        "kronecker_everywhere",
-        lx.KroneckerSequenceMixerConfig(64, causal=False, block_size=3, max_documents=3),
-        splits_time=False,
-        max_length=64,
-    ),
-    MixerCase(
         "linear",
         lx.LinearSequenceMixerConfig(64),
-        {"scale": "its published initial values are small, 0.01"},
-        splits_time=False,
-        max_length=64,
-    ),
-    MixerCase(
-        "linear_everywhere",
-        lx.LinearSequenceMixerConfig(64, causal=False),
         {"scale": "its published initial values are small, 0.01"},
         splits_time=False,
         max_length=64,

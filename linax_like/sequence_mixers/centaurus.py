@@ -199,7 +199,7 @@ class CentaurusSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
 
     @property
     def complexity(self) -> str:
-        return "O(L log L · d + L · N · d + L · d²)"
+        return "O(L log L · d + L · d² + L · N · d)"
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time, (channels, states) = math.prod(spatial_dims), self.log_decay.shape

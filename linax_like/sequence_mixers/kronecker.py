@@ -152,7 +152,8 @@ class KroneckerSequenceMixer(AbstractRecurrentMixer[KroneckerState]):
         earlier = self._give(inputs, blocks, blocks.row, blocks.document)
         continues = (blocks.document == 0)[:, None, None]
         earlier = earlier + jnp.where(continues, take(state.earlier, blocks.row, 1), 0)
-        block = jnp.where(state.length % self.block_size > 0, state.block, 0)
+        is_before = jnp.arange(self.block_size) < state.length % self.block_size
+        block = jnp.where(is_before[:, None], state.block, 0)
         is_first = (jnp.arange(len(inputs)) == 0)[:, None, None]
         whole = inputs.astype(block.dtype) + jnp.where(is_first & continues, block, 0)
         y = self._read(earlier, whole.astype(x.dtype), blocks.row)
