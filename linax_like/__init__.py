@@ -98,6 +98,8 @@ from .parameters import (
 )
 from .paths import named_arrays as named_arrays, with_arrays as with_arrays
 from .positions import (
+    AbstractPositions as AbstractPositions,
+    AbstractPositionsConfig as AbstractPositionsConfig,
     AbstractRopeScalingConfig as AbstractRopeScalingConfig,
     LearnedPositions as LearnedPositions,
     LearnedPositionsConfig as LearnedPositionsConfig,

@@ -12,12 +12,7 @@ from ..config import require_positive
 from ..context import SequenceContext
 from ..initializers import normal, split
 from ..ops.take import take
-from ..positions import (
-    LearnedPositions,
-    LearnedPositionsConfig,
-    SinusoidalPositions,
-    SinusoidalPositionsConfig,
-)
+from ..positions import AbstractPositions, AbstractPositionsConfig
 from ..types import Signal, Tokens
 from .base import AbstractEncoder, AbstractEncoderConfig
 
@@ -32,7 +27,7 @@ class TokenEmbeddingConfig(AbstractEncoderConfig):
     - `scale`: factor of the token vectors.
     """
 
-    positions: SinusoidalPositionsConfig | LearnedPositionsConfig | None = None
+    positions: AbstractPositionsConfig | None = None
     init_std: float = 1.0
     scale: float = 1.0
 
@@ -51,7 +46,7 @@ class TokenEmbedding(AbstractEncoder):
 
     config: TokenEmbeddingConfig = eqx.field(static=True)
     table: Float[Array, "vocabulary features"]
-    positions: SinusoidalPositions | LearnedPositions | None
+    positions: AbstractPositions | None
 
     def __init__(
         self, in_features: int, out_features: int, cfg: TokenEmbeddingConfig, key: PRNGKeyArray
