@@ -186,7 +186,7 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
     def complexity(self) -> str:
         if self.config.window is None:
             return "O(L² · d + L · d²)"
-        return "O(L · w · d + L · d²)"
+        return "O(L · d² + L · w · d)"
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time = math.prod(spatial_dims)
