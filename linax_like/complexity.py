@@ -27,7 +27,8 @@ def total(*complexities: str) -> str:
     for term in (term for complexity in complexities for term in _parse(complexity)):
         if not any(_outgrows(other, term) for other in terms):
             terms = [other for other in terms if not _outgrows(term, other)] + [term]
-    terms.sort(key=lambda term: [-term.get(name, 0) for name in ("L", "log", "d")])
+    powers = lambda term: [-term.get(name, 0) for name in ("L", "log", "d")]
+    terms.sort(key=lambda term: (powers(term), _write(term)))
     return f"O({' + '.join(map(_write, terms))})"
 
 
