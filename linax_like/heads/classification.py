@@ -58,7 +58,7 @@ class ClassificationHead(AbstractHead):
         return Logits(upcast(linear(pooled, self.weight)) + self.bias, aux)
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
-        return readout_flops(self.weight, self.config.pooling, spatial_dims, inference)
+        return readout_flops(self.weight.shape, self.config.pooling, spatial_dims, inference)
 
 
 def pool(x: Grid, pooling: Pooling, context: SequenceContext) -> Float[Array, "*pooled features"]:
@@ -80,13 +80,11 @@ def pool(x: Grid, pooling: Pooling, context: SequenceContext) -> Float[Array, "*
 
 
 def readout_flops(
-    weight: Float[Array, "out features"],
-    pooling: Pooling,
-    spatial_dims: tuple[int, ...],
-    inference: bool,
+    shape: tuple[int, ...], pooling: Pooling, spatial_dims: tuple[int, ...], inference: bool
 ) -> int:
-    """Of a linear read-out of pooled features."""
-    positions, features = math.prod(spatial_dims), weight.shape[1]
-    pooled = positions * features if pooling == "mean" else 0
-    forward = pooled + 2 * (positions if pooling == "none" else 1) * weight.size
+    """Of a read-out of pooled features by a matrix of this shape."""
+    positions, pooled = math.prod(spatial_dims), 0
+    if pooling != "none":
+        pooled, positions = (positions * shape[1] if pooling == "mean" else 0), 1
+    forward = pooled + 2 * positions * math.prod(shape)
     return forward if inference else 3 * forward

@@ -50,4 +50,4 @@ class RegressionHead(AbstractHead):
         return Values(upcast(linear(pooled, self.weight)) + self.bias, aux)
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
-        return readout_flops(self.weight, self.config.pooling, spatial_dims, inference)
+        return readout_flops(self.weight.shape, self.config.pooling, spatial_dims, inference)
