@@ -103,6 +103,12 @@ CASES = [
             2, num_value_heads=4, value_head_dim=6, gate_rank=3, short_width=3, chunk=5
         ),
     ),
+    MixerCase(
+        "grid_orders",
+        lx.GridOrdersSequenceMixerConfig(
+            lx.LRUSequenceMixerConfig(state_dim=4), spatial_ndim=1, merge="mean", shared=True
+        ),
+    ),
     MixerCase("hgrn", lx.HGRNSequenceMixerConfig(2, lower_bound=0.3)),
     MixerCase(
         "hyena",

@@ -21,6 +21,10 @@ from .centaurus import (
     CentaurusSequenceMixer as CentaurusSequenceMixer,
     CentaurusSequenceMixerConfig as CentaurusSequenceMixerConfig,
 )
+from .cross_attention import (
+    CrossAttention as CrossAttention,
+    CrossAttentionConfig as CrossAttentionConfig,
+)
 from .delta_net import (
     DeltaNetSequenceMixer as DeltaNetSequenceMixer,
     DeltaNetSequenceMixerConfig as DeltaNetSequenceMixerConfig,
@@ -36,6 +40,10 @@ from .gated_delta_product import (
 from .gla import (
     GLASequenceMixer as GLASequenceMixer,
     GLASequenceMixerConfig as GLASequenceMixerConfig,
+)
+from .grid_orders import (
+    GridOrdersSequenceMixer as GridOrdersSequenceMixer,
+    GridOrdersSequenceMixerConfig as GridOrdersSequenceMixerConfig,
 )
 from .hgrn import (
     HGRNSequenceMixer as HGRNSequenceMixer,
