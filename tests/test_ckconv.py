@@ -98,7 +98,9 @@ def test_a_condition_makes_the_kernel():
     x = noise(6, 4)
     one, other = (mixer(x, context=lx.SequenceContext(condition=noise(3, seed=i))) for i in (1, 2))
     assert np.abs(one - other).max() > 1e-3
-    with pytest.raises(ValueError, match=r"needs `context.condition` of shape \(3,\). Received none"):
+    with pytest.raises(
+        ValueError, match=r"needs `context.condition` of shape \(3,\). Received none"
+    ):
         mixer(x)
     with pytest.raises(ValueError, match="depends on `context.condition`"):
         mixer.materialize((6,))
@@ -169,6 +171,10 @@ def test_a_circle_that_is_not_the_sampled_one_is_an_error():
         (lambda: lx.GaussianMaskConfig((0.0001, 0.2)), "`start` must be within `bounds`"),
         (lambda: lx.RandomFourierKernelConfig(7), "`hidden_features` must be even"),
         (lambda: lx.HyenaOperatorConfig(1), "`order` must be at least 2"),
+        (
+            lambda: lx.HyenaOperatorConfig(short_boundary=("zero",)),
+            "causal on the same axes",
+        ),
         (
             lambda: lx.CKConvSequenceMixerConfig(num_heads=3).build(8, KEY),
             "a divisor of the width, which is 8",
