@@ -145,11 +145,12 @@ def stack(arrays: Sequence[Array]) -> Array:
     return jax.device_put(np.stack(arrays))
 
 
-def rescale(array: Array, factor: float) -> Array:
+def rescale(array: Array, factor: Factor) -> Array:
     """`array * factor`, on the host where possible."""
+    factor = np.asarray(factor, np.float32)
     if isinstance(array, jax.core.Tracer):
         return array * factor
-    return jax.device_put(np.asarray(array) * np.float32(factor))
+    return jax.device_put(np.asarray(array) * factor)
 
 
 def _draw(key: PRNGKeyArray, shape: Shape, kind: Kind) -> list[Float[Array, " block"]]:

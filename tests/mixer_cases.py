@@ -76,6 +76,39 @@ CASES = [
         leak=FFT_LEAK,
     ),
     MixerCase(
+        "ckconv",
+        lx.CKConvSequenceMixerConfig(
+            kernel=lx.SIRENKernelConfig(8, frequencies=(0.5, 2.0), off_block_scale=0.1),
+            mask=lx.GaussianMaskConfig((0.5, 2.0), parametrization="log"),
+            extent=16.0,
+            num_heads=2,
+            max_documents=3,
+        ),
+        max_steps=1024,
+        leak=FFT_LEAK,
+    ),
+    MixerCase(
+        "ckconv_circular",
+        lx.CKConvSequenceMixerConfig(
+            ("circular",), lx.RandomFourierKernelConfig(8, 1, 0.5), extent=8.0
+        ),
+        waived={
+            "mask": "the circle of a padded sequence has another length",
+            "segments": "documents cannot share a circle",
+        },
+    ),
+    MixerCase(
+        "ckconv_zero",
+        lx.CKConvSequenceMixerConfig(
+            ("zero",),
+            lx.SIRENKernelConfig(8, 1, (1.0,), frequency="learned"),
+            lx.ExponentialMaskConfig(),
+            extent=16.0,
+            spacing=0.5,
+            max_documents=3,
+        ),
+    ),
+    MixerCase(
         "delta_net",
         lx.DeltaNetSequenceMixerConfig(
             2,
@@ -116,6 +149,20 @@ CASES = [
             # A higher frequency amplifies rounding beyond what the laws allow.
             filter=lx.ImplicitFilterConfig(8, bands=4, sine_frequency=3.0, time_scale=16),
             max_documents=3,
+        ),
+        max_steps=1024,
+        leak=FFT_LEAK,
+    ),
+    MixerCase(
+        "hyena_operator",
+        lx.QKVSequenceMixerConfig(
+            lx.HyenaOperatorConfig(
+                3,
+                lx.CKConvSequenceMixerConfig(
+                    kernel=lx.SIRENKernelConfig(8, 1, (1.0,)), extent=16.0, max_documents=3
+                ),
+                short_bias=True,
+            )
         ),
         max_steps=1024,
         leak=FFT_LEAK,

@@ -7,14 +7,11 @@ prime factors are 2, 3 and 5.
 """
 
 import math
-from functools import partial
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ..precision import upcast
-from .varying import vary_together
 
 
 def long_conv(
@@ -51,28 +48,6 @@ def long_conv_full(
     response = jnp.fft.rfft(jnp.moveaxis(upcast(kernel), 0, -1), size)
     y = jnp.fft.irfft(jnp.einsum("if,iof->of", signal, response, precision="highest"), size)
     return y[:, :time].T.astype(x.dtype)
-
-
-def long_conv_packed(
-    x: Float[Array, "time features"],
-    kernel: Float[Array, "length features"],
-    documents: Int[Array, " time"],
-    max_documents: int,
-) -> Float[Array, "time features"]:
-    """`long_conv` of every document by itself: a Fourier transform cannot be reset in between.
-
-    - `documents`: the number of every position's document, from 0; elsewhere the result is NaN.
-    - `max_documents`: how many there can be. Each takes a convolution as long as all of `x`.
-    """
-
-    @partial(jax.checkpoint, prevent_cse=False)
-    def add(y, document):
-        own = (documents == document)[:, None]
-        alone = long_conv(jnp.where(own, x, 0), kernel)
-        return jnp.where(own, alone, y), None
-
-    start, x, kernel, documents = vary_together(jnp.full_like(x, jnp.nan), x, kernel, documents)
-    return jax.lax.scan(add, start, jnp.arange(max_documents))[0]
 
 
 def good_fft_size(least: int) -> int:

@@ -4,6 +4,8 @@ Where time is split over devices, each takes all of time for a part of the featu
 depthwise operator then runs as on one device, on an equal part of the work.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -115,6 +117,30 @@ class WholeSequence(NamedTuple):
         here = jnp.sum(is_real & (self.documents == last), dtype=jnp.int32)
         earlier = jnp.where(self.continues & (last == 0), length, 0)
         return jnp.where(self.real > 0, here + earlier, length)
+
+
+def per_document(
+    operator: Callable[[Array, Array], Array],
+    x: Float[Array, "time features"],
+    weights: Array,
+    documents: Int[Array, " time"],
+    max_documents: int,
+) -> Float[Array, "time features"]:
+    """`operator(x, weights)` of every document by itself: a Fourier transform cannot be reset.
+
+    - `operator`: moves with its input, which is zero outside of the document.
+    - `documents`: the number of every position's document, from 0; elsewhere the result is NaN.
+    - `max_documents`: how many there can be. Each takes as much work as all of `x`.
+    """
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def add(y, document):
+        own = (documents == document)[:, None]
+        alone = operator(jnp.where(own, x, 0), weights)
+        return jnp.where(own, alone, y), None
+
+    start, x, weights, documents = vary_together(jnp.full_like(x, jnp.nan), x, weights, documents)
+    return jax.lax.scan(add, start, jnp.arange(max_documents))[0]
 
 
 def gather_time(tree: PyTree, axis_name: str | None) -> PyTree:

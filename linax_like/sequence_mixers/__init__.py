@@ -21,6 +21,11 @@ from .centaurus import (
     CentaurusSequenceMixer as CentaurusSequenceMixer,
     CentaurusSequenceMixerConfig as CentaurusSequenceMixerConfig,
 )
+from .ckconv import (
+    CKConvSequenceMixer as CKConvSequenceMixer,
+    CKConvSequenceMixerConfig as CKConvSequenceMixerConfig,
+    materialize_kernels as materialize_kernels,
+)
 from .cross_attention import (
     CrossAttention as CrossAttention,
     CrossAttentionConfig as CrossAttentionConfig,
@@ -54,6 +59,10 @@ from .hyena import (
     HyenaSequenceMixerConfig as HyenaSequenceMixerConfig,
     HyenaState as HyenaState,
 )
+from .hyena_operator import (
+    HyenaOperator as HyenaOperator,
+    HyenaOperatorConfig as HyenaOperatorConfig,
+)
 from .identity import (
     IdentitySequenceMixer as IdentitySequenceMixer,
     IdentitySequenceMixerConfig as IdentitySequenceMixerConfig,
@@ -61,6 +70,15 @@ from .identity import (
 from .implicit_filter import (
     ImplicitFilter as ImplicitFilter,
     ImplicitFilterConfig as ImplicitFilterConfig,
+)
+from .implicit_kernels import (
+    AbstractImplicitKernelConfig as AbstractImplicitKernelConfig,
+    AbstractKernelMaskConfig as AbstractKernelMaskConfig,
+    ExponentialMaskConfig as ExponentialMaskConfig,
+    GaussianMaskConfig as GaussianMaskConfig,
+    KernelFiLMConfig as KernelFiLMConfig,
+    RandomFourierKernelConfig as RandomFourierKernelConfig,
+    SIRENKernelConfig as SIRENKernelConfig,
 )
 from .kda import (
     KDASequenceMixer as KDASequenceMixer,

@@ -10,6 +10,7 @@ As a recurrence the mixer's state is the past itself: what each convolution has 
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -20,12 +21,18 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from ..config import require, require_positive
 from ..context import SequenceContext
 from ..initializers import constant, linear_weight, normal, split
-from ..ops.long_conv import long_conv, long_conv_flops, long_conv_packed
+from ..ops.long_conv import long_conv_flops
 from ..ops.short_conv import short_conv, short_conv_step
 from ..ops.whole_sequence import WholeSequence
 from ..precision import accumulation_dtype, linear
 from ..types import Frame, Signal
 from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
+from .convolution_history import (
+    convolve,
+    convolve_step,
+    gates_and_convolutions,
+    nan_if_outgrown,
+)
 from .implicit_filter import ImplicitFilter, ImplicitFilterConfig
 
 
@@ -120,10 +127,8 @@ class HyenaSequenceMixer(AbstractRecurrentMixer[HyenaState]):
         self, state: HyenaState, x: Signal, *, context: SequenceContext | None = None
     ) -> tuple[HyenaState, Signal]:
         x, context = enter(self, x, context)
-        position = context.replace(positions=None).positions_from(state.length, len(x))
-        fits = position < state.history.shape[1]
-        state, y = self._advance(state, x, context)
-        return state, context.blank_padding(jnp.where(fits[:, None], y, jnp.nan))
+        after, y = self._advance(state, x, context)
+        return after, nan_if_outgrown(y, context, state.length, state.history.shape[1])
 
     def step(
         self, state: HyenaState, x: Frame, *, context: SequenceContext | None = None
@@ -134,12 +139,12 @@ class HyenaSequenceMixer(AbstractRecurrentMixer[HyenaState]):
         short, u = short_conv_step(self._project(x), weight, bias, short)
         *gates, v = jnp.split(u, self.config.order + 1)
         kernels = self._kernels(history.shape[1], accumulation_dtype(x.dtype))
-        histories = []
-        for gate, past, kernel in zip(gates[:0:-1], history, kernels, strict=True):
-            past = jnp.concatenate([past[1:], (v * gate)[None].astype(past.dtype)])
-            v = jnp.sum(past.astype(kernel.dtype) * kernel[::-1], axis=0).astype(x.dtype)
-            histories.append(past)
-        y = self._readout(v * gates[0])
+        steps = [
+            partial(convolve_step, past, kernel=kernel)
+            for past, kernel in zip(history, kernels, strict=True)
+        ]
+        histories, v = gates_and_convolutions(v, gates[::-1], steps)
+        y = self._readout(v)
         y = jnp.where(length < history.shape[1], y, jnp.nan)
         new = HyenaState(short, jnp.stack(histories), length + 1)
         return keep_at_padding(context, new, state), context.blank_padding(y)
@@ -177,31 +182,14 @@ class HyenaSequenceMixer(AbstractRecurrentMixer[HyenaState]):
         whole = WholeSequence.of(len(x), resets, mask, axis_name)
         capacity = state.history.shape[1]
         kernels = self._kernels(capacity or whole.length, accumulation_dtype(x.dtype))
-        histories = []
-        for gate, past, kernel in zip(gates[:0:-1], state.history, kernels, strict=True):
-            past, v = self._convolve(past, v * gate, kernel, whole)
-            histories.append(past)
-        y = context.blank_padding(self._readout(v * gates[0]))
+        rules = {"whole": whole, "boundary": "causal", "max_documents": self.config.max_documents}
+        convolutions = [
+            partial(convolve, past, kernel=kernel, **rules)
+            for past, kernel in zip(state.history, kernels, strict=True)
+        ]
+        histories, v = gates_and_convolutions(v, gates[::-1], convolutions)
+        y = context.blank_padding(self._readout(v))
         return HyenaState(short, jnp.stack(histories), whole.length_after(state.length)), y
-
-    def _convolve(
-        self,
-        past: Float[Array, "capacity features"],
-        v: Signal,
-        kernel: Float[Array, "lags features"],
-        whole: WholeSequence,
-    ) -> tuple[Float[Array, "capacity features"], Signal]:
-        """The history after a chunk, and the convolution."""
-        own = whole.own_features(past)
-        signal = jnp.concatenate([own, whole.gather(v.astype(past.dtype))])
-        kernel = whole.own_features(kernel)
-        documents = whole.documents_after(len(past))
-        if documents is None:
-            y = long_conv(signal, kernel)
-        else:
-            y = long_conv_packed(signal, kernel, documents, self.config.max_documents)
-        past = whole.all_features(whole.last(signal, len(past)))
-        return past, whole.scatter(y[len(own) :]).astype(v.dtype)
 
     def _kernels(
         self, length: int, dtype: DTypeLike

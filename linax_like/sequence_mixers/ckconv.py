@@ -1,0 +1,300 @@
+"""CKConv (Romero et al., 2022, https://arxiv.org/abs/2102.02611), on grids of one to three axes.
+
+    y = k * x + d ⊙ x        k(lag) = ∏ spacing · kernel(p) ⊙ mask(p)        p = lag · spacing / extent
+
+The kernel is a small network of physical coordinates (`implicit_kernels`), as long as the grid. A model
+trained at one resolution runs at another by its `spacing` alone: the sum over lags is an integral.
+
+Causal on one axis it is a recurrence, whose state is the past itself.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from ..config import require, require_positive
+from ..context import SequenceContext
+from ..initializers import normal, rescale, split
+from ..ops.grid_conv import Boundary, grid_conv, grid_conv_flops
+from ..ops.whole_sequence import WholeSequence
+from ..parameters import Buffer
+from ..precision import accumulation_dtype
+from ..types import Frame, Grid, Signal
+from .base import (
+    AbstractRecurrentMixer,
+    AbstractSequenceMixerConfig,
+    enter,
+    keep_at_padding,
+    refuse_axis_name,
+    require_causal,
+)
+from .convolution_history import ConvolutionState, convolve, convolve_step, nan_if_outgrown
+from .implicit_kernels import (
+    AbstractImplicitKernel,
+    AbstractImplicitKernelConfig,
+    AbstractKernelMask,
+    AbstractKernelMaskConfig,
+    SIRENKernelConfig,
+)
+
+
+@dataclass(frozen=True)
+class CKConvSequenceMixerConfig(AbstractSequenceMixerConfig):
+    """A convolution whose kernel is a small network of the lag.
+
+    - `boundary`: one for each axis of the grid: `"zero"`, `"circular"` or `"causal"`.
+    - `kernel`, `mask`: the network, and the window on it; None for none.
+    - `extent`: the lag at which a coordinate is one, about the size of the grid; one number, or one
+        for each axis. Fixed, so that a kernel does not depend on how large a grid happens to be.
+    - `spacing`: between neighbouring points, in units of the extent's; 0.5 for twice the resolution.
+    - `num_heads`: groups of features that have the same kernels, one for each feature of a group.
+    - `max_documents`: how many packed documents a sequence holds at most, as each takes a
+        convolution of its own. Outputs of further ones are NaN.
+    """
+
+    boundary: tuple[Boundary, ...] = ("causal",)
+    kernel: AbstractImplicitKernelConfig = SIRENKernelConfig()
+    mask: AbstractKernelMaskConfig | None = None
+    extent: float | tuple[float, ...] = 1024.0
+    spacing: float | tuple[float, ...] = 1.0
+    num_heads: int = 1
+    max_documents: int = 8
+
+    def __post_init__(self):
+        valid = 1 <= len(self.boundary) <= 3 and set(self.boundary) <= set(get_args(Boundary))
+        require(valid, self, "boundary", "one to three of 'zero', 'circular', 'causal'")
+        require_positive(self, "num_heads", "max_documents")
+        for field in ("extent", "spacing"):
+            sizes = self._per_axis(field)
+            fits = len(sizes) == len(self.boundary) and min(sizes) > 0
+            require(fits, self, field, "positive: one number, or one for each `boundary`")
+
+    def build(self, in_features: int, key: PRNGKeyArray) -> "CKConvSequenceMixer":
+        divides = in_features % self.num_heads == 0
+        require(divides, self, "num_heads", f"a divisor of the width, which is {in_features}")
+        return CKConvSequenceMixer(in_features, self, key)
+
+    def steps(self) -> list[float]:
+        """The distance of neighbouring points along each axis, in units of the extent."""
+        extent, spacing = self._per_axis("extent"), self._per_axis("spacing")
+        return [s / e for s, e in zip(spacing, extent, strict=True)]
+
+    def volume(self) -> float:
+        """The size of a point of the grid."""
+        return math.prod(self._per_axis("spacing"))
+
+    def _per_axis(self, field: str) -> tuple[float, ...]:
+        value = getattr(self, field)
+        return value if isinstance(value, tuple) else (value,) * len(self.boundary)
+
+
+class CKConvSequenceMixer(AbstractRecurrentMixer[ConvolutionState]):
+    """A convolution with an implicit kernel, and a skip.
+
+    With the boundary `("causal",)` it advances step by step: its state keeps `max_length` positions,
+    and a step takes time in proportion to them. On a circular sequence documents are refused, and
+    padding is zero where it stands.
+    """
+
+    config: CKConvSequenceMixerConfig = eqx.field(static=True)
+    in_features: int = eqx.field(static=True)
+    kernel: AbstractImplicitKernel
+    mask: AbstractKernelMask | None
+    skip: Float[Array, " features"]  # d
+    sampled: Buffer | None  # the kernel at fixed lags, once it is materialized
+
+    def __init__(self, in_features: int, cfg: CKConvSequenceMixerConfig, key: PRNGKeyArray):
+        kernel_key, mask_key, skip_key = split(key, 3)
+        axes, channels = len(cfg.boundary), in_features // cfg.num_heads
+        kernel = cfg.kernel.build(axes, channels, kernel_key)
+        # White noise in, about unit variance out, if the grid reaches over the extent.
+        sides = [1 if kind == "causal" else 2 for kind in cfg.boundary]
+        points = math.prod(side / step for side, step in zip(sides, cfg.steps(), strict=True))
+        factor = 1 / (math.sqrt(max(points, 1.0)) * cfg.volume())
+        scaled = rescale(kernel.out_weight, factor)
+        self.config = cfg
+        self.in_features = in_features
+        self.kernel = eqx.tree_at(lambda kernel: kernel.out_weight, kernel, scaled)
+        self.mask = None if cfg.mask is None else cfg.mask.build(axes, channels, mask_key)
+        self.skip = normal(skip_key, (in_features,))
+        self.sampled = None
+
+    @property
+    def causal(self) -> bool:
+        return self.config.boundary == ("causal",)
+
+    @property
+    def uses(self) -> frozenset[str]:
+        return frozenset({"condition"} if self.kernel.uses_condition else ())
+
+    @property
+    def spatial_ndims(self) -> frozenset[int]:
+        return frozenset({len(self.config.boundary)})
+
+    def __call__(
+        self, x: Grid, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
+    ) -> Grid:
+        x, context = enter(self, x, context)
+        if x.ndim == 2:
+            return self._advance(self._empty_state(0, x.dtype), x, context)[1]
+        refuse_axis_name(self, context)
+        kernel = self._sample(x.shape[:-1], accumulation_dtype(x.dtype), context)
+        y = grid_conv(x, kernel, self.config.boundary) + self.skip.astype(x.dtype) * x
+        return context.blank_padding(y)
+
+    def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> ConvolutionState:
+        self._require_causal()
+        return self._empty_state(max_length, dtype)
+
+    def prefill(
+        self, state: ConvolutionState, x: Signal, *, context: SequenceContext | None = None
+    ) -> tuple[ConvolutionState, Signal]:
+        self._require_causal()
+        x, context = enter(self, x, context)
+        after, y = self._advance(state, x, context)
+        return after, nan_if_outgrown(y, context, state.length, len(state.history))
+
+    def step(
+        self, state: ConvolutionState, x: Frame, *, context: SequenceContext | None = None
+    ) -> tuple[ConvolutionState, Frame]:
+        self._require_causal()
+        x, context = enter(self, x, context)
+        past, length = context.forget(state)
+        kernel = self._sample((len(past),), accumulation_dtype(x.dtype), context)
+        past, y = convolve_step(past, x, kernel)
+        y = y + self.skip.astype(x.dtype) * x
+        y = jnp.where(length < len(past), y, jnp.nan)
+        new = ConvolutionState(past, length + 1)
+        return keep_at_padding(context, new, state), context.blank_padding(y)
+
+    def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        points, boundary = math.prod(spatial_dims), self.config.boundary
+        forward = self.in_features * (grid_conv_flops(spatial_dims, boundary) + 2 * points)
+        if self.sampled is None:
+            pairs = zip(spatial_dims, boundary, strict=True)
+            lags = math.prod(len(_lags(size, kind)) for size, kind in pairs)
+            forward += self.kernel.flop_count(lags) + lags * len(self.kernel.out_weight)
+            forward += 0 if self.mask is None else self.mask.flop_count(lags)
+        return forward if inference else 3 * forward
+
+    def materialize(self, spatial_dims: tuple[int, ...]) -> "CKConvSequenceMixer":
+        """The same mixer with its kernel sampled once, for inference on grids up to this size.
+
+        The kernel is not trained any more. A circular axis has to have just this size.
+
+        **Raises:** `ValueError` if a condition makes the kernel.
+        """
+        if self.kernel.uses_condition:
+            raise ValueError(
+                "`CKConvSequenceMixer.materialize` fixes a kernel, but this one depends on "
+                "`context.condition`. Leave it as it is."
+            )
+        kernel = self._sample(spatial_dims, self.skip.dtype, SequenceContext())
+        return eqx.tree_at(
+            lambda mixer: mixer.sampled, self, Buffer(kernel), is_leaf=lambda leaf: leaf is None
+        )
+
+    def _advance(
+        self, state: ConvolutionState, x: Signal, context: SequenceContext
+    ) -> tuple[ConvolutionState, Signal]:
+        """One axis: `prefill`, without a look at whether the history is long enough."""
+        if len(x) == 0:
+            return state, x
+        (boundary,) = self.config.boundary
+        whole = whole_sequence(self, len(x), context, boundary)
+        lags = (len(state.history) or whole.length,)
+        kernel = self._sample(lags, accumulation_dtype(x.dtype), context)
+        rules = whole, boundary, self.config.max_documents
+        past, y = convolve(state.history, x, kernel, *rules)
+        y = context.blank_padding(y + self.skip.astype(x.dtype) * x)
+        return ConvolutionState(past, whole.length_after(state.length)), y
+
+    def _empty_state(self, max_length: int, dtype: DTypeLike | None) -> ConvolutionState:
+        history = jnp.zeros((max_length, self.in_features), dtype or jnp.float32)
+        return ConvolutionState(history, jnp.zeros((), jnp.int32))
+
+    def _require_causal(self) -> None:
+        require_causal(self, "build it with `CKConvSequenceMixerConfig(boundary=('causal',))`")
+
+    def _sample(
+        self, spatial_dims: tuple[int, ...], dtype: DTypeLike, context: SequenceContext
+    ) -> Float[Array, "*lags features"]:
+        """The kernel at all lags of a grid of this size."""
+        cfg = self.config
+        axes = [_lags(size, kind) for size, kind in zip(spatial_dims, cfg.boundary, strict=True)]
+        if self.sampled is not None:
+            return _cut(self.sampled.value, axes, cfg).astype(dtype)
+        places = [
+            step * jnp.arange(lags.start, lags.stop, dtype=dtype)
+            for lags, step in zip(axes, cfg.steps(), strict=True)
+        ]
+        coordinates = jnp.stack(jnp.meshgrid(*places, indexing="ij"), axis=-1)
+        kernel = cfg.volume() * self.kernel(coordinates, context.condition)
+        kernel = kernel if self.mask is None else kernel * self.mask(coordinates)
+        return jnp.tile(kernel, cfg.num_heads)
+
+
+def materialize_kernels(model: PyTree, spatial_dims: tuple[int, ...]) -> PyTree:
+    """A model with the kernels of all its `CKConvSequenceMixer`s sampled, for inference.
+
+    - `spatial_dims`: the largest grid, or the longest sequence, that it will meet.
+    """
+    is_mixer = lambda node: isinstance(node, CKConvSequenceMixer)
+
+    def replace(node):
+        if not is_mixer(node) or node.kernel.uses_condition:
+            return node
+        sample = lambda mixer: mixer.materialize(spatial_dims)
+        for _ in range(node.skip.ndim - 1):  # of the repeats of a stack
+            sample = eqx.filter_vmap(sample)
+        return sample(node)
+
+    return jax.tree.map(replace, model, is_leaf=is_mixer)
+
+
+def whole_sequence(
+    owner: eqx.Module, length: int, context: SequenceContext, boundary: Boundary
+) -> WholeSequence:
+    """How a sequence lies in time. On a circle padding stays where it is, and there is one document.
+
+    **Raises:** `ValueError` for several documents on a circle.
+    """
+    mask = context.mask
+    if boundary == "circular":
+        mask = None
+        if context.segment_ids is not None:
+            raise ValueError(
+                f"`{type(owner).__name__}` has a circular boundary, which several documents cannot "
+                "share: leave `context.segment_ids` out, or give every document its own example."
+            )
+    return WholeSequence.of(length, context.resets(), mask, context.axis_name)
+
+
+def _lags(points: int, kind: Boundary) -> range:
+    """Of an even circle the opposite point is left out: it lies as far one way as the other."""
+    if kind == "causal" or points == 0:
+        return range(points)
+    reach = points - 1 if kind == "zero" else (points - 1) // 2
+    return range(-reach, reach + 1)
+
+
+def _cut(sampled: Array, axes: list[range], cfg: CKConvSequenceMixerConfig) -> Array:
+    """What a smaller grid needs of a sampled kernel."""
+    for axis, (lags, kind) in enumerate(zip(axes, cfg.boundary, strict=True)):
+        have, need = sampled.shape[axis], len(lags)
+        if need > have or (kind == "circular" and need != have):
+            exactly = "exactly" if kind == "circular" else "at most"
+            raise ValueError(
+                f"`CKConvSequenceMixer` was materialized with {have} lags along axis {axis}, where "
+                f"{need} are needed now: a {kind} axis takes {exactly} the size that it was "
+                "materialized for. Materialize the model for the largest grid."
+            )
+        first = 0 if kind == "causal" else (have - need) // 2
+        sampled = jax.lax.slice_in_dim(sampled, first, first + need, axis=axis)
+    return sampled
