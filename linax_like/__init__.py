@@ -3,6 +3,8 @@ from ._version import __version__ as __version__
 from .blocks import (
     AbstractBlock as AbstractBlock,
     AbstractBlockConfig as AbstractBlockConfig,
+    AdaptiveBlock as AdaptiveBlock,
+    AdaptiveBlockConfig as AdaptiveBlockConfig,
     PatchBlock as PatchBlock,
     PatchBlockConfig as PatchBlockConfig,
     ResidualBlock as ResidualBlock,
@@ -34,6 +36,10 @@ from .encoders import (
     PatchMergingConfig as PatchMergingConfig,
     TokenEmbedding as TokenEmbedding,
     TokenEmbeddingConfig as TokenEmbeddingConfig,
+)
+from .global_response_norm import (
+    GlobalResponseNorm as GlobalResponseNorm,
+    GlobalResponseNormConfig as GlobalResponseNormConfig,
 )
 from .grid_embedding import (
     AbstractGridPositions as AbstractGridPositions,

@@ -57,6 +57,15 @@ def with_arrays(module, pairs):
     return module
 
 
+class Unchanged(lx.AbstractNorm):
+    """No norm at all."""
+
+    in_features: int = eqx.field(static=True)
+
+    def __call__(self, x):
+        return x
+
+
 WEIGHT, BIAS = (lambda m: m.weight), (lambda m: m.bias)
 
 
@@ -97,3 +106,71 @@ def test_positions_by_axis():
     read = lambda arrays: list(zip(places, (arrays[name] for name in names), strict=True))
     module = with_arrays(module, read(golden.param))
     check(module, lambda m, x: m(x.shape[:-1]), golden, read(golden.grad))
+
+
+def test_global_response_norm():
+    golden = case("grn")
+    module = lx.GlobalResponseNormConfig().build(8, KEY)
+    read = lambda arrays: [(WEIGHT, arrays["gamma"]), (BIAS, arrays["beta"])]
+    module = with_arrays(module, read(golden.param))
+    check(module, lambda m, x: m(x), golden, read(golden.grad))
+
+
+@pytest.mark.parametrize("name", ["rmsnorm", "rmsnorm_cf"])
+def test_rms_norm(name):
+    """With channels first it is the same on the transpose."""
+    golden = case(name)
+    turn = (lambda x: x.T) if name == "rmsnorm_cf" else lambda x: x
+    read = lambda arrays: [(WEIGHT, arrays["weight"])]
+    module = with_arrays(lx.RMSNormConfig().build(8, KEY), read(golden.param))
+    check(module, lambda m, x: turn(m(turn(x))), golden, read(golden.grad))
+
+
+def test_rms_norm_of_every_head():
+    golden = case("perheadrms")
+    read = lambda arrays: [(WEIGHT, arrays["norm.weight"])]
+    module = with_arrays(lx.RMSNormConfig().build(4, KEY), read(golden.param))
+    apply = lambda m, x: m(x.reshape(len(x), 2, 4)).reshape(x.shape)
+    check(module, apply, golden, read(golden.grad))
+
+
+def test_layer_scale():
+    """What a block adds to the stream, with a mixer that leaves everything as it is."""
+    golden = case("layerscale")
+    cfg = lx.ResidualBlockConfig(lx.IdentitySequenceMixerConfig(), None, layer_scale=1.0)
+    read = lambda arrays: [(lambda b: b.sequence_scale, arrays["gamma"])]
+    block = with_arrays(cfg.build(8, KEY), read(golden.param))
+    block = eqx.tree_at(lambda b: b.sequence_norm, block, Unchanged(8))
+    check(block, lambda b, x: b(x)[0] - x, golden, read(golden.grad))
+
+
+def test_register_pooling():
+    golden = case("register_pooling")
+    read = lambda arrays: [(WEIGHT, arrays["logits"])]
+    module = with_arrays(lx.RegisterPooling(4), read(golden.param))
+    check(module, lambda m, x: m(x), golden, read(golden.grad))
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "silu", "swiglu", "glu"])
+def test_perceptrons(name):
+    """The gate is the reference's first half of a layer in swiglu, its second in glu."""
+    golden = case(f"mlp_{name}")
+    module = lx.MLPConfig(expand=2.0, activation=name).build(8, KEY)
+    hidden = lambda m: m.hidden_layers[0]
+
+    def read(arrays):
+        weight, bias = arrays["layer1.weight"], arrays["layer1.bias"]
+        pairs = [(lambda m: m.out_proj, arrays["layer2.weight"])]
+        pairs.append((lambda m: m.out_bias, arrays["layer2.bias"]))
+        if name in ("swiglu", "glu"):
+            order = 1 if name == "swiglu" else -1
+            gate, weight = np.split(weight, 2)[::order]
+            gate_bias, bias = np.split(bias, 2)[::order]
+            pairs.append((lambda m: hidden(m).gate_weight, gate))
+            pairs.append((lambda m: hidden(m).gate_bias, gate_bias))
+        pairs.append((lambda m: hidden(m).weight, weight))
+        pairs.append((lambda m: hidden(m).bias, bias))
+        return pairs
+
+    module = with_arrays(module, read(golden.param))
+    check(module, lambda m, x: m(x), golden, read(golden.grad))

@@ -21,7 +21,7 @@ LAYERS = [
     {"_version", "types", "complexity", "config", "files", "tokenizers"},
     {"precision", "parameters", "initializers", "context", "ops"},
     {"norms", "positions"},
-    {"grid_embedding", "grid_positions"},
+    {"global_response_norm", "grid_embedding", "grid_positions"},
     {"sequence_mixers", "channel_mixers", "encoders", "heads"},
     {"blocks"},
     {"stack"},

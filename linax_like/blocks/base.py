@@ -4,11 +4,13 @@ import abc
 from dataclasses import dataclass
 
 import equinox as eqx
+import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ..config import AbstractConfig
 from ..context import SequenceContext
+from ..sequence_mixers import AbstractRecurrentMixer, AbstractSequenceMixer
 from ..types import Aux, Frame, Grid, Signal
 
 
@@ -64,3 +66,21 @@ class AbstractBlock(eqx.Module):
     @abc.abstractmethod
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         """Floating-point operations of one pass."""
+
+
+def recurrent(mixer: AbstractSequenceMixer) -> AbstractRecurrentMixer:
+    """The mixer, as one that can advance step by step.
+
+    **Raises:** `ValueError` if it cannot.
+    """
+    if not isinstance(mixer, AbstractRecurrentMixer):
+        raise ValueError(
+            f"`{type(mixer).__name__}` is not causal, so this block cannot advance step by step. Build "
+            "it with a causal sequence mixer."
+        )
+    return mixer
+
+
+def keep(y: Array, rate: float, uniform: Array) -> Array:
+    """Dropout: zeros where a uniform number is below `rate`, else `y`, scaled to keep the mean."""
+    return jnp.where(uniform >= rate, y / (1 - rate), jnp.zeros_like(y))

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import equinox as eqx
-import jax.numpy as jnp
 import jax.random as jr
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
@@ -31,13 +30,12 @@ from ..context import SequenceContext
 from ..initializers import constant, split
 from ..norms import AbstractNorm, AbstractNormConfig, RMSNormConfig
 from ..sequence_mixers import (
-    AbstractRecurrentMixer,
     AbstractSequenceMixer,
     AbstractSequenceMixerConfig,
     S4DSequenceMixerConfig,
 )
 from ..types import Aux, Frame, Grid, no_aux, Signal
-from .base import AbstractBlock, AbstractBlockConfig
+from .base import AbstractBlock, AbstractBlockConfig, keep, recurrent
 
 
 @dataclass(frozen=True)
@@ -128,17 +126,17 @@ class ResidualBlock(AbstractBlock):
         return self._mix_channels(x, channel_key, context)
 
     def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> PyTree:
-        return self._recurrent().init_state(max_length, dtype)
+        return recurrent(self.sequence_mixer).init_state(max_length, dtype)
 
     def prefill(
         self, state: PyTree, x: Signal, *, context: SequenceContext | None = None
     ) -> tuple[PyTree, Signal]:
-        return self._advance(self._recurrent().prefill, state, x, context)
+        return self._advance(recurrent(self.sequence_mixer).prefill, state, x, context)
 
     def step(
         self, state: PyTree, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[PyTree, Frame]:
-        return self._advance(self._recurrent().step, state, x, context)
+        return self._advance(recurrent(self.sequence_mixer).step, state, x, context)
 
     @property
     def complexity(self) -> str:
@@ -195,23 +193,11 @@ class ResidualBlock(AbstractBlock):
         """Dropout and drop path, scaled to keep the mean."""
         element_key, path_key = jr.split(key)
         if self.config.dropout > 0:
-            y = _keep(y, self.config.dropout, jr.uniform(element_key, y.shape))
+            y = keep(y, self.config.dropout, jr.uniform(element_key, y.shape))
         if self.config.drop_path > 0:
-            y = _keep(y, self.config.drop_path, jr.uniform(path_key))
+            y = keep(y, self.config.drop_path, jr.uniform(path_key))
         return y
-
-    def _recurrent(self) -> AbstractRecurrentMixer:
-        if not isinstance(self.sequence_mixer, AbstractRecurrentMixer):
-            raise ValueError(
-                f"`{type(self.sequence_mixer).__name__}` is not causal, so this block cannot advance "
-                "step by step. Build it with a causal sequence mixer."
-            )
-        return self.sequence_mixer
 
 
 def _layer_scale(cfg: ResidualBlockConfig, in_features: int) -> Float[Array, " features"] | None:
     return None if cfg.layer_scale is None else constant(cfg.layer_scale, (in_features,))
-
-
-def _keep(y: Array, rate: float, uniform: Array) -> Array:
-    return jnp.where(uniform >= rate, y / (1 - rate), jnp.zeros_like(y))

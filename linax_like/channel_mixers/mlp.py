@@ -1,7 +1,7 @@
 """Multilayer perceptron, its hidden layers plain or gated (https://arxiv.org/abs/2002.05202).
 
     h = φ(W x + b)                    plain: gelu, gelu_tanh, relu, silu, tanh
-    h = φ(V x + c) ⊙ (W x + b)        gated: geglu, geglu_tanh, reglu, swiglu
+    h = φ(V x + c) ⊙ (W x + b)        gated: geglu, geglu_tanh, glu (a sigmoid), reglu, swiglu
     y = U h + d
 
 with as many hidden layers h as `depth` says.
@@ -26,7 +26,7 @@ from .base import AbstractChannelMixer, AbstractChannelMixerConfig, require_widt
 
 
 PlainActivation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
-GatedActivation = Literal["geglu", "geglu_tanh", "reglu", "swiglu"]
+GatedActivation = Literal["geglu", "geglu_tanh", "glu", "reglu", "swiglu"]
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ _NONLINEARITIES: dict[str, tuple[Callable, float]] = {
     "tanh": (jnp.tanh, 0.3943),
     "geglu": (gelu, 0.4252),
     "geglu_tanh": (jax.nn.gelu, 0.4252),
+    "glu": (jax.nn.sigmoid, 0.2934),
     "reglu": (jax.nn.relu, 0.5),
     "swiglu": (jax.nn.silu, 0.3556),
 }

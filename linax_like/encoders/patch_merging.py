@@ -63,7 +63,7 @@ class PatchMerging(AbstractEncoder):
     def uses(self) -> frozenset[str]:
         return frozenset()
 
-    def __call__(self, x: Grid, *, context: SequenceContext) -> Grid:
+    def __call__(self, x: Grid, *, context: SequenceContext) -> Float[Array, "*coarse out"]:
         in_features = self.weight.shape[1] // math.prod(self.config.factor)
         if x.ndim - 1 != len(self.config.factor) or x.shape[-1] != in_features:
             raise ValueError(

@@ -16,6 +16,7 @@ from .language_model import LanguageModelConfig
 from .sequence_model import SequenceModelConfig
 from .vision_presets import (
     field_model as field_model,
+    grid_hyena as grid_hyena,
     hierarchical_vision_model as hierarchical_vision_model,
     vision_model as vision_model,
 )

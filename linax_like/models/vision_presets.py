@@ -1,7 +1,7 @@
 """Vision models that are known to work, as functions: `vision_model(…).build(key)`.
 
 Their layers are written as a pattern, a letter for each: `"A"` is attention with rotary positions on
-the grid, `"H"` another mixer of grids.
+the grid, `"H"` another mixer of grids, such as Hyena.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,13 @@ from ..channel_mixers import MLPConfig
 from ..encoders import PatchEmbeddingConfig, PatchMergingConfig
 from ..grid_embedding import LearnedGridPositionsConfig
 from ..heads import UnpatchifyHeadConfig
+from ..ops.grid_conv import Boundary
 from ..sequence_mixers import (
     AbstractSequenceMixerConfig,
     AttentionOperatorConfig,
+    CKConvSequenceMixerConfig,
+    GaussianMaskConfig,
+    HyenaOperatorConfig,
     QKVSequenceMixerConfig,
 )
 from ..stack import StackConfig
@@ -42,6 +46,7 @@ def vision_model(
     - `in_features`, `out_features`: channels, and classes.
     - `features`: width of the residual stream.
     - `pattern`: `"A"` sees patches and tokens, `"H"` is `grid_mixer`, which sees the patches alone.
+    - `grid_mixer`: by default `grid_hyena`, with the extent of the grid.
     - `registers`, `readout`: as in `VisionModelConfig`.
     - `drop_path`, `layer_scale`: as in `ResidualBlockConfig`.
     """
@@ -52,6 +57,7 @@ def vision_model(
             'readout="mean", or an "A" in the pattern.'
         )
     grid = _grid(image_size, patch_size)
+    grid_mixer = grid_hyena(grid) if grid_mixer is None else grid_mixer
     attention = AttentionOperatorConfig(causal=False, qk_norm="rms", grid=grid)
     layers = [
         PatchBlockConfig(block, grid) if letter == "H" else block
@@ -107,7 +113,7 @@ def field_model(
     out_features: int,
     *,
     features: int = 128,
-    pattern: str = "HHHH",
+    pattern: str = "AAAA",
     grid_mixer: AbstractSequenceMixerConfig | None = None,
     drop_path: float = 0.0,
     layer_scale: float | None = None,
@@ -128,6 +134,23 @@ def field_model(
     )
 
 
+def grid_hyena(
+    extent: tuple[int, ...], boundary: Boundary = "zero", spacing: float = 1.0
+) -> QKVSequenceMixerConfig:
+    """Hyena on a grid, between projections.
+
+    - `extent`, `spacing`: as in `CKConvSequenceMixerConfig`; the extent is about the size of the grid.
+    - `boundary`: what lies beyond the edges.
+    """
+    sizes = tuple(float(size) for size in extent)
+    # Windows from half a point to half of the grid.
+    mask = GaussianMaskConfig(start=(0.466 / max(sizes), 0.466))
+    convolution = CKConvSequenceMixerConfig(
+        (boundary,) * len(sizes), extent=sizes, spacing=spacing, mask=mask
+    )
+    return QKVSequenceMixerConfig(HyenaOperatorConfig(convolution=convolution))
+
+
 def _blocks(
     pattern: str,
     attention: AttentionOperatorConfig,
@@ -143,8 +166,8 @@ def _blocks(
         )
     if "H" in pattern and grid_mixer is None:
         raise ValueError(
-            f'The pattern {pattern!r} has an "H", so `grid_mixer` must say which mixer of grids that '
-            "is. Received None."
+            f'The pattern {pattern!r} has an "H": on grids of any size `grid_mixer` must say which '
+            "mixer that is. Received None. `grid_hyena` makes one for about the size you have in mind."
         )
     mixers = {"A": QKVSequenceMixerConfig(attention), "H": grid_mixer}
     channel_mixer = MLPConfig(use_bias=False)

@@ -37,6 +37,7 @@ from .oscillator_scan import (
     Oscillators as Oscillators,
     OscillatorState as OscillatorState,
 )
+from .patches import patchify as patchify, unpatchify as unpatchify
 from .selective_scan import selective_scan as selective_scan, selective_step as selective_step
 from .short_conv import short_conv as short_conv, short_conv_step as short_conv_step
 from .ssd import ssd as ssd, ssd_step as ssd_step

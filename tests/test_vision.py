@@ -1,0 +1,193 @@
+"""Vision models: what tokens see, padding, sizes, gradients, and what is refused."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from golden_numbers import KEY
+
+import linax_like as lx
+
+
+ATTENTION = lx.QKVSequenceMixerConfig(lx.AttentionOperatorConfig(num_heads=2, causal=False))
+HERE = lx.SequenceContext()
+IMAGE = jr.normal(jr.key(1, impl="rbg"), (4, 6, 1))
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Patches of a rectangular image, with registers and a class token."""
+    cfg = lx.presets.vision_model(
+        (4, 6),
+        (2, 2),
+        1,
+        5,
+        features=16,
+        pattern="HHAA",
+        grid_mixer=ATTENTION,
+        registers=3,
+        layer_scale=1.0,
+    )
+    return cfg.build(KEY)
+
+
+@pytest.fixture(scope="module")
+def run():
+    return eqx.filter_jit(lambda model, x, context: model(x, context=context).logits)
+
+
+def test_a_pattern_of_layers_becomes_runs_of_blocks(model):
+    (run_of_grid, run_of_all) = model.config.stack.groups
+    assert [repeats for _, repeats in (run_of_grid, run_of_all)] == [2, 2]
+    assert isinstance(run_of_grid[0][0], lx.PatchBlockConfig)
+    assert lx.VisionModelConfig.from_json(model.config.to_json()) == model.config
+
+
+def test_every_pixel_and_token_counts(model):
+    def total(inputs):
+        model, x = inputs
+        return jnp.sum(model(x).logits ** 2)
+
+    d_model, d_x = eqx.filter_jit(eqx.filter_grad(total))((model, IMAGE))
+    assert np.all(np.abs(d_x) > 0)
+    assert np.all(np.abs(d_model.tokens).max(-1) > 0)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(d_model))
+
+
+def test_padded_patches_have_no_influence(model, run):
+    mask = jnp.array([[True, True, False], [True, True, False]])
+    context = lx.SequenceContext(mask=mask)
+    expected = run(model, IMAGE.at[:, 4:].set(0), context)
+    np.testing.assert_array_equal(run(model, IMAGE.at[:, 4:].set(jnp.nan), context), expected)
+    assert np.abs(run(model, IMAGE.at[:, 4:].set(0), HERE) - expected).max() > 1e-4
+
+
+def test_a_block_of_patches_leaves_tokens_alone():
+    inner = lx.ResidualBlockConfig(ATTENTION)
+    block = lx.PatchBlockConfig(inner, (2, 3)).build(8, KEY)
+    x = jr.normal(KEY, (8, 8))
+    y, _ = block(x)
+    np.testing.assert_array_equal(y[6:], x[6:])
+    expected, _ = block.block(x[:6].reshape(2, 3, 8))
+    np.testing.assert_array_equal(y[:6], expected.reshape(6, 8))
+    for refused in (lambda: block.init_state(8), lambda: block(x[:5])):
+        with pytest.raises(ValueError, match="`PatchBlock` reads|begins with the 6 patches"):
+            refused()
+
+
+@pytest.mark.parametrize("readout", ["mean", "registers"])
+def test_read_outs(readout, run):
+    """Patches in another order, without positions, have the same mean, and say the same to tokens."""
+    cfg = lx.VisionModelConfig(
+        1,
+        8,
+        3,
+        lx.PatchEmbeddingConfig((2, 2), layout="sequence"),
+        lx.StackConfig((((_unplaced_block(),), 1),)),
+        registers=2,
+        readout=readout,
+    )
+    model = cfg.build(KEY)
+    y = run(model, IMAGE, HERE)
+    np.testing.assert_allclose(run(model, jnp.roll(IMAGE, 2, 0), HERE), y, atol=1e-5)
+    assert np.abs(run(model, jnp.roll(IMAGE, 1, 0), HERE) - y).max() > 1e-4
+
+
+def _unplaced_block():
+    operator = lx.AttentionOperatorConfig(num_heads=2, causal=False, rope_base=None)
+    return lx.ResidualBlockConfig(lx.QKVSequenceMixerConfig(operator))
+
+
+def test_stages_on_coarser_grids():
+    """Any size; what is merged with padding or with the rim is as if that were not there."""
+    cfg = lx.presets.hierarchical_vision_model(
+        (2, 2), 1, 5, features=8, patterns=("A", "A"), layer_scale=1.0
+    )
+    model = cfg.build(KEY)
+    assert [stage.in_features for stage in model.stages] == [8, 16]
+    run = eqx.filter_jit(lambda x, mask: model(x, context=lx.SequenceContext(mask=mask)).logits)
+    x = jr.normal(KEY, (6, 8, 1))
+    mask = jnp.ones((3, 4), bool).at[:, 2:].set(False)
+    expected = run(x[:, :4], None)
+    np.testing.assert_allclose(run(x.at[:, 4:].set(jnp.nan), mask), expected, atol=1e-5)
+    assert lx.HierarchicalModelConfig.from_json(cfg.to_json()) == cfg
+
+
+def test_a_field_has_the_size_of_the_image():
+    """A model of fields of any size, in float32 and in half precision, with padding blanked."""
+    cfg = lx.presets.field_model((2, 2), 1, 3, features=8, pattern="A")
+    model = cfg.build(KEY)
+    for x in (IMAGE, jnp.concatenate([IMAGE, IMAGE])):
+        assert model(x).values.shape == (*x.shape[:-1], 3)
+    assert lx.SequenceModelConfig.from_json(cfg.to_json()) == cfg
+
+
+@pytest.mark.parametrize(
+    "patch_size, size", [((2,), (6,)), ((2, 3), (4, 9)), ((1, 2, 3), (2, 4, 3))]
+)
+def test_patches_are_cut_and_put_together_again(patch_size, size):
+    x = jnp.arange(2 * np.prod(size), dtype=jnp.float32).reshape(*size, 2)
+    patches = lx.ops.patchify(x, patch_size)
+    first = x[tuple(slice(p) for p in patch_size)]
+    np.testing.assert_array_equal(patches[(0,) * len(size)], first.reshape(-1))
+    np.testing.assert_array_equal(lx.ops.unpatchify(patches, patch_size), x)
+
+
+def test_positions_on_a_grid():
+    """Fixed ones tell every place; learned ones of a smaller grid are the first of each axis."""
+    fixed = lx.SinusoidalGridPositionsConfig().build(8, KEY)((3, 4))
+    assert len(np.unique(np.asarray(fixed).reshape(12, 8), axis=0)) == 12
+    np.testing.assert_array_equal(fixed[1, :, :4], np.broadcast_to(fixed[1, 0, :4], (4, 4)))
+    learned = lx.LearnedGridPositionsConfig((3, 4)).build(8, KEY)
+    np.testing.assert_array_equal(learned((2, 3)), learned((3, 4))[:2, :3])
+    with pytest.raises(ValueError, match=r"at most \(3, 4\). Received a grid of \(4, 4\)"):
+        learned((4, 4))
+
+
+VISION = lx.presets.vision_model
+PATCHES = lx.PatchEmbeddingConfig((2, 2))
+
+
+@pytest.mark.parametrize(
+    "mistake, message",
+    [
+        (lambda: VISION((5, 4), (2, 2), 1, 5), "multiple of the `patch_size`"),
+        (lambda: VISION((4, 4), (2, 2), 1, 5, pattern="AX"), 'letters "A"'),
+        (lambda: lx.presets.field_model((2, 2), 1, 5, pattern="HA"), "`grid_mixer` must say"),
+        (lambda: VISION((4, 4), (2, 2), 1, 5, pattern="H"), "has no attention"),
+        (lambda: VISION((4, 4), (2, 2), 1, 5, registers=0, readout="registers"), "positive with"),
+        (lambda: lx.PatchEmbeddingConfig((0, 2)), "one to three positive sizes"),
+        (lambda: PATCHES.build(3, 8, KEY)(jnp.ones((4, 5, 3)), context=HERE), "Crop or pad"),
+        (lambda: PATCHES.build(3, 8, KEY)(jnp.ones((4, 4, 1)), context=HERE), "with 3 channels"),
+        (lambda: lx.SinusoidalGridPositionsConfig().build(6, KEY)((2, 2)), "multiple of 4"),
+        (
+            lambda: lx.PatchMergingConfig((2,)).build(8, 8, KEY)(IMAGE, context=HERE),
+            "grid of 1 axes",
+        ),
+    ],
+)
+def test_mistakes_are_told(mistake, message):
+    with pytest.raises(ValueError, match=message):
+        mistake()
+
+
+def test_a_shifted_field_gives_shifted_values():
+    """Without positions, on a circle, a model of fields moves with its input, to rounding."""
+    mixer = lx.presets.grid_hyena((4, 4), "circular")
+    cfg = lx.presets.field_model((1, 1), 1, 2, features=8, pattern="HH", grid_mixer=mixer)
+    run = eqx.filter_jit(cfg.build(KEY))
+    x = jr.normal(KEY, (4, 6, 1))
+    y = run(x).values
+    for shift in ((1, 0), (3, 5)):
+        shifted = run(jnp.roll(x, shift, (0, 1))).values
+        np.testing.assert_allclose(shifted, jnp.roll(y, shift, (0, 1)), atol=2e-6)
+
+
+def test_hyena_is_the_grid_mixer_of_a_vision_model(run):
+    """A homogeneous one needs no tokens; the mean reads the patches."""
+    cfg = lx.presets.vision_model(
+        (4, 6), (2, 2), 1, 5, features=8, pattern="H", registers=0, readout="mean"
+    )
+    assert run(cfg.build(KEY), IMAGE, HERE).shape == (5,)
