@@ -194,6 +194,10 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         short = keep_at_padding(context, short, state.short)
         return HyenaOperatorState(short, tuple(states)), y
 
+    @property
+    def complexity(self) -> str:
+        return "O(L log L · d)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         cfg, points = self.config, math.prod(spatial_dims)
         norms = (cfg.qk_norm == "l2") * (1 + (cfg.gate == "identity"))
