@@ -104,6 +104,8 @@ from .parameters import (
 )
 from .paths import named_arrays as named_arrays, with_arrays as with_arrays
 from .positions import (
+    AbstractPositions as AbstractPositions,
+    AbstractPositionsConfig as AbstractPositionsConfig,
     AbstractRopeScalingConfig as AbstractRopeScalingConfig,
     LearnedPositions as LearnedPositions,
     LearnedPositionsConfig as LearnedPositionsConfig,
@@ -161,6 +163,12 @@ from .sequence_mixers import (
     KDASequenceMixer as KDASequenceMixer,
     KDASequenceMixerConfig as KDASequenceMixerConfig,
     KernelFiLMConfig as KernelFiLMConfig,
+    KroneckerSequenceMixer as KroneckerSequenceMixer,
+    KroneckerSequenceMixerConfig as KroneckerSequenceMixerConfig,
+    KroneckerState as KroneckerState,
+    LinearSequenceMixer as LinearSequenceMixer,
+    LinearSequenceMixerConfig as LinearSequenceMixerConfig,
+    LinearState as LinearState,
     LinOSSSequenceMixer as LinOSSSequenceMixer,
     LinOSSSequenceMixerConfig as LinOSSSequenceMixerConfig,
     LRUSequenceMixer as LRUSequenceMixer,

@@ -72,6 +72,14 @@ class AbstractNorm(eqx.Module):
     def __call__(self, x: Float[Array, "*shape features"]) -> Float[Array, "*shape features"]:
         """The normalised input, in its dtype."""
 
+    @abc.abstractmethod
+    def flop_count(self, positions: int, inference: bool = False) -> int:
+        """Floating-point operations of one pass.
+
+        - `positions`: how many positions it is applied to.
+        - `inference`: count the forward pass alone; else the backward pass as well.
+        """
+
 
 class RMSNorm(AbstractNorm):
     """Scale by the root mean square. Nothing is random: the key is not used."""
@@ -90,6 +98,10 @@ class RMSNorm(AbstractNorm):
         factor = self.weight.astype(normal.dtype)
         factor = 1 + factor if self.config.zero_centered else factor
         return (normal * factor).astype(x.dtype)
+
+    def flop_count(self, positions: int, inference: bool = False) -> int:
+        forward = 4 * positions * self.in_features
+        return forward if inference else 3 * forward
 
 
 def divide_by_rms(
@@ -139,3 +151,7 @@ class LayerNorm(AbstractNorm):
         y = y * self.weight.astype(y.dtype)
         y = y if self.bias is None else y + self.bias.astype(y.dtype)
         return y.astype(x.dtype)
+
+    def flop_count(self, positions: int, inference: bool = False) -> int:
+        forward = (6 if self.bias is None else 7) * positions * self.in_features
+        return forward if inference else 3 * forward

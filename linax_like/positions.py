@@ -130,7 +130,16 @@ def sinusoidal(
 
 
 @dataclass(frozen=True)
-class SinusoidalPositionsConfig(AbstractConfig):
+class AbstractPositionsConfig(AbstractConfig):
+    """The hyperparameters of position vectors."""
+
+    @abc.abstractmethod
+    def build(self, in_features: int, key: PRNGKeyArray) -> "AbstractPositions":
+        """New position vectors of width `in_features`."""
+
+
+@dataclass(frozen=True)
+class SinusoidalPositionsConfig(AbstractPositionsConfig):
     """The fixed encoding of the Transformer; it has no longest sequence.
 
     - `base`: the longest wavelength is about `2π · base` positions.
@@ -148,7 +157,7 @@ class SinusoidalPositionsConfig(AbstractConfig):
 
 
 @dataclass(frozen=True)
-class LearnedPositionsConfig(AbstractConfig):
+class LearnedPositionsConfig(AbstractPositionsConfig):
     """A learned vector for every position.
 
     - `max_length`: positions from there on give NaN, so that they cannot pass unnoticed.

@@ -5,6 +5,7 @@ repeats of a pattern share one program, a `lax.scan` over their stacked paramete
 time does not grow with depth.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -16,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .blocks import AbstractBlock, AbstractBlockConfig
+from .complexity import total
 from .config import AbstractConfig, require, require_choice, require_positive
 from .context import advance, advance_one, Cursor, SequenceContext, start_cursor
 from .initializers import rescale, split, stack
@@ -150,13 +152,19 @@ class Stack(eqx.Module):
         blocks, x = self._advance(method, state.blocks, x)
         return StackState(cursor, blocks), x
 
+    @property
+    def complexity(self) -> str:
+        """How the work grows, depth being a constant."""
+        return total(*(block.complexity for group in self.groups for block in group))
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         """Floating-point operations of one pass through all blocks."""
-        total = 0
+        norm = self.final_norm
+        count = 0 if norm is None else norm.flop_count(math.prod(spatial_dims), inference)
         for group, (_, repeats) in zip(self.groups, self.config.groups, strict=True):
             one = eqx.filter_eval_shape(lambda g: jax.tree.map(lambda leaf: leaf[0], g), group)
-            total += repeats * sum(block.flop_count(spatial_dims, inference) for block in one)
-        return total
+            count += repeats * sum(block.flop_count(spatial_dims, inference) for block in one)
+        return count
 
     def layers(self) -> Iterator[AbstractBlock]:
         """The blocks in order, each with its own parameters."""

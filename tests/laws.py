@@ -25,6 +25,7 @@ from jax.sharding import AxisType
 from jax.typing import DTypeLike
 from meshes import mesh_of
 
+from linax_like.complexity import total
 from linax_like.context import advance, SequenceContext, start_cursor
 from linax_like.sequence_mixers import (
     AbstractRecurrentMixer,
@@ -620,7 +621,8 @@ def check_build(config: AbstractSequenceMixerConfig) -> None:
 
 
 def check_flops(mixer: AbstractSequenceMixer, free: bool = False) -> None:
-    """Work grows with time, and training is more of it than inference."""
+    """Work grows with time, and training is more of it than inference; its growth is told in short."""
+    assert total(mixer.complexity) == mixer.complexity
     inference = [mixer.flop_count((time,), inference=True) for time in (16, 32)]
     training = [mixer.flop_count((time,)) for time in (16, 32)]
     assert all(type(count) is int for count in inference + training)

@@ -185,6 +185,19 @@ CASES = [
             2, num_value_heads=4, value_head_dim=6, negative_eigenvalues=True, chunk=5
         ),
     ),
+    MixerCase(
+        "kronecker",
+        lx.KroneckerSequenceMixerConfig(64, rank=2, block_size=3, max_documents=3),
+        splits_time=False,
+        max_length=64,
+    ),
+    MixerCase(
+        "linear",
+        lx.LinearSequenceMixerConfig(64),
+        {"scale": "its published initial values are small, 0.01"},
+        splits_time=False,
+        max_length=64,
+    ),
     MixerCase("linoss", lx.LinOSSSequenceMixerConfig(8, discretization="IM", damping=False)),
     MixerCase("linoss_damped", lx.LinOSSSequenceMixerConfig(state_dim=8)),
     MixerCase("lru", lx.LRUSequenceMixerConfig(state_dim=8)),

@@ -172,6 +172,10 @@ def test_a_circle_that_is_not_the_sampled_one_is_an_error():
         (lambda: lx.RandomFourierKernelConfig(7), "`hidden_features` must be even"),
         (lambda: lx.HyenaOperatorConfig(1), "`order` must be at least 2"),
         (
+            lambda: lx.HyenaOperatorConfig(short_boundary=("zero",)),
+            "causal on the same axes",
+        ),
+        (
             lambda: lx.CKConvSequenceMixerConfig(num_heads=3).build(8, KEY),
             "a divisor of the width, which is 8",
         ),

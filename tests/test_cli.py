@@ -184,7 +184,13 @@ def test_inspect(text_run, capsys):
         assert main(["inspect", target]) == 0
         out = capsys.readouterr().out
         assert "stack/0/sequence_norm/weight" in out and "parameters" in out
+        assert "O(L" in out and "forward and backward" in out
     assert "embedding/table" in out and "2,048" in out  # 256 tokens × 8 features
+    assert main(["inspect", "digits", "--size", "64"]) == 0
+    model = lx.presets.digits_classifier().build(jax.random.key(0))
+    assert f"{model.flop_count((64,)):,}" in capsys.readouterr().out
+    assert main(["inspect", "digits", "--size", "0"]) == 2
+    assert "`--size`" in capsys.readouterr().err
 
 
 def test_resume_finishes_a_finished_run(text_run, capsys):

@@ -134,7 +134,8 @@ def test_masks(name):
     arrays = lambda prefix: [] if name == "exponential" else [data[f"{prefix}/std_param"]]
     inputs = jnp.asarray(data["in/grid"]), jnp.asarray(data["in/x"])
     d_grid, d_x = check(data, run, mask, inputs, arrays)
-    assert_close(d_grid, data["grad_in/grid"], GRADIENT)
+    away = data["in/grid"] != 0  # where |p| has a derivative
+    assert_close(d_grid * away, data["grad_in/grid"] * away, GRADIENT)
     assert_close(d_x, data["grad_in/x"], GRADIENT)
 
 
@@ -173,7 +174,7 @@ HYENAS = {
     "1d_circular": {},
     "2d_zero": {},
     "2d_circular": {},
-    "2d_linear_gates": {"gate": "identity", "out_gate": "identity", "output_norm": None},
+    "2d_linear_gates": {"gate": "identity", "out_gate": "identity"},
     "2d_spatial_recall_v2_style": {"gate_norm": lx.RMSNormConfig()},
     "3d_circular": {},
 }
@@ -192,8 +193,10 @@ def hyena_arrays(get):
 @pytest.mark.parametrize("name", HYENAS)
 def test_hyena(name):
     data = load(f"nvsubquadratic/hyena_{name}")
-    boundary = GRIDS[name if name in GRIDS else "2d_zero"]
-    config = lx.HyenaOperatorConfig(convolution=ckconv(*boundary), **HYENAS[name])
+    convolution = ckconv(*GRIDS[name if name in GRIDS else "2d_zero"])
+    # Its short convolution has zeros beyond the edges, even where the long one is circular.
+    zero = ("zero",) * len(convolution.boundary)
+    config = lx.HyenaOperatorConfig(2, convolution, short_boundary=zero, **HYENAS[name])
     names = ["qkv_proj.weight", "out_proj.weight", "qkv_proj.bias", "out_proj.bias"]
     linear = lambda prefix: [data.get(f"{prefix}/{key}", np.float32(0)) for key in names]
     arrays = lambda prefix: hyena_arrays(lambda key: data.get(f"{prefix}/{key}"))

@@ -157,6 +157,10 @@ class FaultyMixer(AbstractRecurrentMixer[jax.Array]):
             y = y + 0 * jnp.exp(jnp.abs(x))
         return y.astype(jnp.float32 if self.has("always float32") else x.dtype)
 
+    @property
+    def complexity(self):
+        return "O(L · d)"
+
     def flop_count(self, spatial_dims, inference=False):
         forward = 4 * self.in_features * spatial_dims[0]
         return forward if inference or self.has("no work in training") else 3 * forward

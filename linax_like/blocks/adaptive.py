@@ -25,6 +25,7 @@ from ..channel_mixers import (
     AbstractRoutedChannelMixer,
     MLPConfig,
 )
+from ..complexity import total
 from ..config import require, require_positive
 from ..context import SequenceContext
 from ..initializers import constant, split
@@ -117,11 +118,17 @@ class AdaptiveBlock(AbstractBlock):
     ) -> tuple[PyTree, Frame]:
         return self._advance(recurrent(self.sequence_mixer).step, state, x, context)
 
+    @property
+    def complexity(self) -> str:
+        return total(self.sequence_mixer.complexity, self.channel_mixer.complexity)
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         modulation = 2 * self.condition_proj.size
         return (
             self.sequence_mixer.flop_count(spatial_dims, inference)
             + self.channel_mixer.flop_count(math.prod(spatial_dims), inference)
+            + self.sequence_norm.flop_count(math.prod(spatial_dims), inference)
+            + self.channel_norm.flop_count(math.prod(spatial_dims), inference)
             + (modulation if inference else 3 * modulation)
         )
 

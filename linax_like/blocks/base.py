@@ -58,6 +58,11 @@ class AbstractBlock(eqx.Module):
     ) -> tuple[PyTree, Frame]:
         """Advances one position."""
 
+    @property
+    @abc.abstractmethod
+    def complexity(self) -> str:
+        """How the work grows: `"O(L log L · d)"`, in the letters of `linax_like/complexity.py`."""
+
     @abc.abstractmethod
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         """Floating-point operations of one pass."""

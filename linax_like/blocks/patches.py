@@ -86,6 +86,10 @@ class PatchBlock(AbstractBlock):
     ) -> tuple[PyTree, Frame]:
         return self._refuse_steps()
 
+    @property
+    def complexity(self) -> str:
+        return self.block.complexity
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         return self.block.flop_count(self.config.grid, inference)
 

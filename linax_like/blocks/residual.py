@@ -24,6 +24,7 @@ from ..channel_mixers import (
     AbstractRoutedChannelMixer,
     SwiGLUConfig,
 )
+from ..complexity import total
 from ..config import require, require_choice
 from ..context import SequenceContext
 from ..initializers import constant, split
@@ -137,10 +138,18 @@ class ResidualBlock(AbstractBlock):
     ) -> tuple[PyTree, Frame]:
         return self._advance(recurrent(self.sequence_mixer).step, state, x, context)
 
+    @property
+    def complexity(self) -> str:
+        channel = "O(L · d)" if self.channel_mixer is None else self.channel_mixer.complexity
+        return total(self.sequence_mixer.complexity, channel)
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        positions = math.prod(spatial_dims)
         count = self.sequence_mixer.flop_count(spatial_dims, inference)
-        if self.channel_mixer is not None:
-            count += self.channel_mixer.flop_count(math.prod(spatial_dims), inference)
+        count += self.sequence_norm.flop_count(positions, inference)
+        if self.channel_mixer is not None and self.channel_norm is not None:
+            count += self.channel_mixer.flop_count(positions, inference)
+            count += self.channel_norm.flop_count(positions, inference)
         return count
 
     def _advance(self, advance: Callable, state, x, context):

@@ -38,6 +38,11 @@ class AbstractChannelMixer(eqx.Module):
         - `key`: only needed by a mixer in which something is random.
         """
 
+    @property
+    @abc.abstractmethod
+    def complexity(self) -> str:
+        """How the work grows: `"O(L log L · d)"`, in the letters of `linax_like/complexity.py`."""
+
     @abc.abstractmethod
     def flop_count(self, positions: int, inference: bool = False) -> int:
         """Floating-point operations of one forward pass (a multiply-add counts as two).
@@ -68,6 +73,11 @@ class AbstractRoutedChannelMixer(eqx.Module):
         - `key`: only needed by a mixer in which something is random.
         - `mask`: False at padding.
         """
+
+    @property
+    @abc.abstractmethod
+    def complexity(self) -> str:
+        """How the work grows: `"O(L log L · d)"`, in the letters of `linax_like/complexity.py`."""
 
     @abc.abstractmethod
     def flop_count(self, positions: int, inference: bool = False) -> int:

@@ -96,6 +96,10 @@ class GLU(AbstractChannelMixer):
         gate = linear(x, self.gate_weight, self.gate_bias)
         return linear(x, self.weight, self.bias) * jax.nn.sigmoid(gate)
 
+    @property
+    def complexity(self) -> str:
+        return "O(L · d²)"
+
     def flop_count(self, positions: int, inference: bool = False) -> int:
         forward = positions * 4 * self.in_features**2
         return forward if inference else 3 * forward

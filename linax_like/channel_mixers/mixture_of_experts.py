@@ -129,6 +129,10 @@ class MixtureOfExperts(AbstractRoutedChannelMixer):
             y = y + self.shared(rows)
         return y.reshape(x.shape), self._aux(logits, experts, real)
 
+    @property
+    def complexity(self) -> str:
+        return "O(L · d²)"
+
     def flop_count(self, positions: int, inference: bool = False) -> int:
         _, hidden, features = self.gate_proj.shape
         each = self.router.size + self.config.top_k * 3 * hidden * features

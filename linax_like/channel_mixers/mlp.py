@@ -104,6 +104,10 @@ class MLP(AbstractChannelMixer):
                 x = nonlinearity(linear(x, layer.gate_weight, layer.gate_bias)) * h
         return linear(x, self.out_proj, self.out_bias)
 
+    @property
+    def complexity(self) -> str:
+        return "O(L · d²)"
+
     def flop_count(self, positions: int, inference: bool = False) -> int:
         arrays = jax.tree.leaves((self.hidden_layers, self.out_proj))
         forward = positions * sum(2 * weight.size for weight in arrays if weight.ndim == 2)

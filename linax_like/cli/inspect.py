@@ -10,7 +10,7 @@ import jax.random as jr
 import tyro
 from jaxtyping import PyTree
 
-from ..models import LanguageModel
+from ..models import LanguageModel, SequenceModel
 from ..parameters import count_parameters
 from ..paths import named_arrays
 from ..training import init_state, read_config, RunConfig
@@ -19,18 +19,24 @@ from .train import preset, PRESETS
 
 @dataclass(frozen=True)
 class Inspect:
-    """Show a model's parameters, its state and the memory it takes."""
+    """Show a model's parameters, its state, the memory it takes and the work it does."""
 
     target: tyro.conf.Positional[str]
     """A preset (text or digits), or the folder of a run."""
 
+    size: tuple[int, ...] = (1024,)
+    """The length of the sequence, or the sizes of the grid, that work and state are counted for."""
+
     def run(self) -> None:
+        if not self.size or min(self.size) < 1:
+            sizes = " ".join(map(str, self.size)) or "nothing"
+            raise ValueError(f"`--size` takes one or more positive numbers. Received {sizes}.")
         config = _find(self.target)
         model = eqx.filter_eval_shape(config.model.build, jr.key(0))
         _print_parameters(self.target, model)
         rows = [("parameters", f"{count_parameters(model):,}", _bytes(model))]
         if isinstance(model, LanguageModel) and model.stack.causal:
-            for length in (1, 1024):
+            for length in (1, math.prod(self.size)):
                 state = eqx.filter_eval_shape(lambda m, n=length: m.init_state(n), model)
                 rows.append((f"state after {length:,} tokens", f"{_size(state):,}", _bytes(state)))
         training = eqx.filter_eval_shape(_training_state, model, config)
@@ -39,6 +45,7 @@ class Inspect:
             ("training, without activations", f"{_size(training):,}", _bytes(training) + gradients)
         )
         _print_totals(rows)
+        _print_work(model, self.size)
 
 
 def _find(target: str) -> RunConfig:
@@ -80,6 +87,18 @@ def _print_totals(rows: list[tuple[str, str, int]]) -> None:
     table.add_column("memory", justify="right")
     for name, count, size in rows:
         table.add_row(name, count, f"{size / 2**20:,.2f} MiB")
+    Console().print(table)
+
+
+def _print_work(model: LanguageModel | SequenceModel, size: tuple[int, ...]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    over = " × ".join(f"{length:,}" for length in size)
+    table = Table(f"work over {over} positions, {model.complexity}")
+    table.add_column("FLOPs", justify="right")
+    table.add_row("forward", f"{model.flop_count(size, inference=True):,}")
+    table.add_row("forward and backward", f"{model.flop_count(size):,}")
     Console().print(table)
 
 

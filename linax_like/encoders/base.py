@@ -31,3 +31,10 @@ class AbstractEncoder(eqx.Module):
     @abc.abstractmethod
     def __call__(self, x: Array, *, context: SequenceContext) -> Grid:
         """Encodes a whole sequence or image; padding becomes zeros."""
+
+    @abc.abstractmethod
+    def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        """Floating-point operations of one pass that yields so many features along every axis.
+
+        - `inference`: count the forward pass alone; else the backward pass as well.
+        """

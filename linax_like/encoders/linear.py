@@ -1,5 +1,6 @@
 """Linear encoder: one projection of every position."""
 
+import math
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -52,3 +53,7 @@ class LinearEncoder(AbstractEncoder):
         y = linear(context.blank_padding(x), self.weight)
         y = y if self.bias is None else y + self.bias.astype(y.dtype)
         return context.blank_padding(y)
+
+    def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        forward = 2 * math.prod(spatial_dims) * self.weight.size
+        return forward if inference else 3 * forward

@@ -84,8 +84,10 @@ class PatchMerging(AbstractEncoder):
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         """Floating-point operations for a grid of so many patches that come in."""
         pairs = zip(spatial_dims, self.config.factor, strict=True)
-        forward = 2 * math.prod(-(-size // factor) for size, factor in pairs) * self.weight.size
-        return forward if inference else 3 * forward
+        coarse = math.prod(-(-size // factor) for size, factor in pairs)
+        forward = 2 * coarse * self.weight.size
+        norm = self.norm.flop_count(coarse, inference)
+        return norm + (forward if inference else 3 * forward)
 
     def _fill(self, x: Array) -> Array:
         pairs = zip(x.shape[:-1], self.config.factor, strict=True)

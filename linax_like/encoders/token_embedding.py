@@ -1,5 +1,6 @@
 """Token embedding: a row of a table for every token."""
 
+import math
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -10,12 +11,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from ..config import require_positive
 from ..context import SequenceContext
 from ..initializers import normal, split
-from ..positions import (
-    LearnedPositions,
-    LearnedPositionsConfig,
-    SinusoidalPositions,
-    SinusoidalPositionsConfig,
-)
+from ..ops.take import take
+from ..positions import AbstractPositions, AbstractPositionsConfig
 from ..types import Signal, Tokens
 from .base import AbstractEncoder, AbstractEncoderConfig
 
@@ -30,7 +27,7 @@ class TokenEmbeddingConfig(AbstractEncoderConfig):
     - `scale`: factor of the token vectors.
     """
 
-    positions: SinusoidalPositionsConfig | LearnedPositionsConfig | None = None
+    positions: AbstractPositionsConfig | None = None
     init_std: float = 1.0
     scale: float = 1.0
 
@@ -49,7 +46,7 @@ class TokenEmbedding(AbstractEncoder):
 
     config: TokenEmbeddingConfig = eqx.field(static=True)
     table: Float[Array, "vocabulary features"]
-    positions: SinusoidalPositions | LearnedPositions | None
+    positions: AbstractPositions | None
 
     def __init__(
         self, in_features: int, out_features: int, cfg: TokenEmbeddingConfig, key: PRNGKeyArray
@@ -77,6 +74,12 @@ class TokenEmbedding(AbstractEncoder):
             features = features + self.positions(places)
         return context.blank_padding(features)
 
+    def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        vocabulary, features = self.table.shape
+        forward = (1 if self.positions is None else 2) * math.prod(spatial_dims) * features
+        gradient = 2 * math.prod(spatial_dims) * vocabulary * features  # by the one-hot tokens
+        return forward if inference else forward + gradient
+
 
 @jax.custom_vjp
 def embed(
@@ -87,7 +90,7 @@ def embed(
     The gradient is a matrix product with the one-hot tokens: it partitions over any mesh, and on
     accelerators it beats the scattered additions of a gather's gradient.
     """
-    return jnp.where(_valid(table, tokens)[:, None], _rows(table, tokens), jnp.nan)
+    return jnp.where(_valid(table, tokens)[:, None], take(table, tokens), jnp.nan)
 
 
 def _embed_forward(table, tokens):
@@ -105,11 +108,3 @@ embed.defvjp(_embed_forward, _embed_backward)
 
 def _valid(table, tokens):
     return (tokens >= 0) & (tokens < len(table))
-
-
-def _rows(table, tokens):
-    """The rows, laid out over an explicit mesh as the tokens are."""
-    sharding = jax.typeof(tokens).sharding
-    spec = jax.sharding.PartitionSpec(*sharding.spec, None)
-    out_sharding = None if sharding.mesh.empty else sharding.update(spec=spec)
-    return table.at[tokens].get(mode="clip", out_sharding=out_sharding)

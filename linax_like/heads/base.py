@@ -41,3 +41,10 @@ class AbstractHead(eqx.Module):
     @abc.abstractmethod
     def __call__(self, x: Grid, aux: Aux, *, context: SequenceContext) -> Logits | Values:
         """Reads outputs off all of them; `aux` is passed on."""
+
+    @abc.abstractmethod
+    def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        """Floating-point operations of one pass over so many features along every axis.
+
+        - `inference`: count the forward pass alone; else the backward pass as well.
+        """

@@ -1,5 +1,6 @@
 """Classification head: logits for a sequence, or for every position of it."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,6 +57,9 @@ class ClassificationHead(AbstractHead):
         pooled = pool(x, self.config.pooling, context)
         return Logits(upcast(linear(pooled, self.weight)) + self.bias, aux)
 
+    def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        return readout_flops(self.weight.shape, self.config.pooling, spatial_dims, inference)
+
 
 def pool(x: Grid, pooling: Pooling, context: SequenceContext) -> Float[Array, "*pooled features"]:
     """One vector for the sequence or grid, padding left out; or `x` itself for `"none"`."""
@@ -73,3 +77,14 @@ def pool(x: Grid, pooling: Pooling, context: SequenceContext) -> Float[Array, "*
         return last
     real, lasts = jax.lax.all_gather((mask.any(), last), context.axis_name)
     return lasts[jnp.max(jnp.where(real, jnp.arange(len(real)), 0))]
+
+
+def readout_flops(
+    shape: tuple[int, ...], pooling: Pooling, spatial_dims: tuple[int, ...], inference: bool
+) -> int:
+    """Of a read-out of pooled features by a matrix of this shape."""
+    positions, pooled = math.prod(spatial_dims), 0
+    if pooling != "none":
+        pooled, positions = (positions * shape[1] if pooling == "mean" else 0), 1
+    forward = pooled + 2 * positions * math.prod(shape)
+    return forward if inference else 3 * forward

@@ -1,5 +1,6 @@
 """Language-model head: logits over the vocabulary at every position."""
 
+import math
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -39,12 +40,16 @@ class LanguageModelHead(eqx.Module):
     """Maps features `(*time, in_features)` to logits `(*time, out_features)` in at least float32."""
 
     config: LanguageModelHeadConfig = eqx.field(static=True)
+    in_features: int = eqx.field(static=True)
+    out_features: int = eqx.field(static=True)
     weight: Float[Array, "vocabulary features"] | None
 
     def __init__(
         self, in_features: int, out_features: int, cfg: LanguageModelHeadConfig, key: PRNGKeyArray
     ):
         self.config = cfg
+        self.in_features = in_features
+        self.out_features = out_features
         self.weight = None if cfg.tied else linear_weight(key, in_features, out_features)
 
     def __call__(
@@ -75,6 +80,11 @@ class LanguageModelHead(eqx.Module):
             z_loss=z_loss,
             soft_cap=self.config.soft_cap,
         )
+
+    def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        """Floating-point operations of the logits of so many positions."""
+        forward = 2 * math.prod(spatial_dims) * self.in_features * self.out_features
+        return forward if inference else 3 * forward
 
     def _factors(self, x: Array, table: Array) -> tuple[Array, Array]:
         """The features and the matrix whose product is the logits."""

@@ -11,7 +11,7 @@ from ..initializers import constant, linear_weight
 from ..precision import linear, upcast
 from ..types import Aux, Grid
 from .base import AbstractHead, AbstractHeadConfig, Values
-from .classification import pool, Pooling
+from .classification import pool, Pooling, readout_flops
 
 
 @dataclass(frozen=True)
@@ -48,3 +48,6 @@ class RegressionHead(AbstractHead):
     def __call__(self, x: Grid, aux: Aux, *, context: SequenceContext) -> Values:
         pooled = pool(x, self.config.pooling, context)
         return Values(upcast(linear(pooled, self.weight)) + self.bias, aux)
+
+    def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        return readout_flops(self.weight.shape, self.config.pooling, spatial_dims, inference)

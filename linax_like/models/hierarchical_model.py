@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..complexity import total
 from ..config import AbstractConfig, require, require_choice, require_positive
 from ..context import SequenceContext
 from ..encoders import PatchEmbedding, PatchEmbeddingConfig, PatchMerging, PatchMergingConfig
@@ -106,6 +107,11 @@ class HierarchicalModel(eqx.Module):
             x, stage_aux = stage(x, key, context=context)
             aux = aux.plus(stage_aux)
         return self.head(x, aux, context=context)
+
+    @property
+    def complexity(self) -> str:
+        """How the work grows; depth, and the sizes of input and output, are constants."""
+        return total(*(stage.complexity for stage in self.stages))
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         """Floating-point operations of one pass over a grid of so many patches."""

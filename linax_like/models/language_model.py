@@ -134,11 +134,15 @@ class LanguageModel(eqx.Module):
         state, x = self.stack.step(state, self._embed(token[None], here)[0], context=context)
         return state, Logits(self._logits(x[None], None)[0], no_aux())
 
+    @property
+    def complexity(self) -> str:
+        """How the work grows; depth, and the sizes of input and output, are constants."""
+        return self.stack.complexity
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         """Floating-point operations of one pass over `(time,)` tokens."""
-        head = 2 * spatial_dims[0] * self.config.features * self.config.padded_vocab_size
-        stack = self.stack.flop_count(spatial_dims, inference)
-        return stack + (head if inference else 3 * head)
+        parts = (self.embedding, self.stack, self.head)
+        return sum(part.flop_count(spatial_dims, inference) for part in parts)
 
     def _open(self, context: SequenceContext | None, length: int) -> SequenceContext:
         return open_context(self, context, self.embedding.uses | self.stack.uses, length)

@@ -10,6 +10,7 @@ from ..sequence_mixers import (
     S4DSequenceMixerConfig,
 )
 from ..stack import StackConfig
+from .flat import sequence_model as sequence_model
 from .hybrid import hybrid_language_model as hybrid_language_model
 from .language_model import LanguageModelConfig
 from .sequence_model import SequenceModelConfig

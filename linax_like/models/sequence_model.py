@@ -68,6 +68,12 @@ class SequenceModel(eqx.Module):
         features, aux = self.stack(features, key, context=context)
         return self.head(features, aux, context=context)
 
+    @property
+    def complexity(self) -> str:
+        """How the work grows; depth, and the sizes of input and output, are constants."""
+        return self.stack.complexity
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
-        """Floating-point operations of the stack, which are nearly all of the model's."""
-        return self.stack.flop_count(spatial_dims, inference)
+        """Floating-point operations of one pass over so many features along every axis."""
+        parts = (self.encoder, self.stack, self.head)
+        return sum(part.flop_count(spatial_dims, inference) for part in parts)

@@ -111,6 +111,11 @@ class VisionModel(eqx.Module):
         features, aux = self.stack(features, key, context=context.replace(mask=mask))
         return self.head(self._read(features, patches, context), aux, context=SequenceContext())
 
+    @property
+    def complexity(self) -> str:
+        """How the work grows; depth, and the sizes of input and output, are constants."""
+        return self.stack.complexity
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         """Floating-point operations of one pass over a grid of so many patches."""
         positions = math.prod(spatial_dims) + len(self.tokens)

@@ -84,6 +84,16 @@ from .kda import (
     KDASequenceMixer as KDASequenceMixer,
     KDASequenceMixerConfig as KDASequenceMixerConfig,
 )
+from .kronecker import (
+    KroneckerSequenceMixer as KroneckerSequenceMixer,
+    KroneckerSequenceMixerConfig as KroneckerSequenceMixerConfig,
+    KroneckerState as KroneckerState,
+)
+from .linear_mixer import (
+    LinearSequenceMixer as LinearSequenceMixer,
+    LinearSequenceMixerConfig as LinearSequenceMixerConfig,
+    LinearState as LinearState,
+)
 from .linoss import (
     LinOSSSequenceMixer as LinOSSSequenceMixer,
     LinOSSSequenceMixerConfig as LinOSSSequenceMixerConfig,

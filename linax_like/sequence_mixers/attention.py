@@ -182,6 +182,12 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         state, y = self._core.step(state, q, k, v, context)
         return state, context.blank_padding(self._readout(y, x))
 
+    @property
+    def complexity(self) -> str:
+        if self.config.window is None:
+            return "O(L² · d + L · d²)"
+        return "O(L · d² + L · w · d)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time = math.prod(spatial_dims)
         scores = 4 * self.num_heads * self.head_dim * self._core.pairs(time)

@@ -161,6 +161,10 @@ class AttentionOperator(AbstractRecurrentQKVOperator[AttentionState]):
         state, y = self._core.step(state, q, k, v, context)
         return state, join_heads(y)
 
+    @property
+    def complexity(self) -> str:
+        return "O(L² · d)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         forward = 4 * self.in_features * self._core.pairs(math.prod(spatial_dims))
         return forward if inference else 3 * forward

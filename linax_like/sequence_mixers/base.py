@@ -67,6 +67,11 @@ class AbstractSequenceMixer(eqx.Module):
         - `key`: only needed by a mixer in which something is random.
         """
 
+    @property
+    @abc.abstractmethod
+    def complexity(self) -> str:
+        """How the work grows: `"O(L log L · d)"`, in the letters of `linax_like/complexity.py`."""
+
     @abc.abstractmethod
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         """Floating-point operations of one forward pass (a multiply-add counts as two).

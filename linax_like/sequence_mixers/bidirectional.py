@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..complexity import total
 from ..config import require_choice
 from ..context import SequenceContext
 from ..initializers import normal, split
@@ -91,6 +92,11 @@ class BidirectionalSequenceMixer(AbstractSequenceMixer):
         if self.out_proj is None:
             return y + z
         return linear(jnp.concatenate([y, z], axis=-1), self.out_proj)
+
+    @property
+    def complexity(self) -> str:
+        merge = "O(1)" if self.out_proj is None else "O(L · d²)"
+        return total(self.forward.complexity, merge)
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         each = self.forward.flop_count(spatial_dims, inference)

@@ -197,6 +197,10 @@ class CentaurusSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         new = step_state(decay, driven, state, context)
         return new, context.blank_padding(self._readout(read_out(weight, new), x))
 
+    @property
+    def complexity(self) -> str:
+        return "O(L log L · d + L · d² + L · N · d)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time, (channels, states) = math.prod(spatial_dims), self.log_decay.shape
         if self.mix is None:

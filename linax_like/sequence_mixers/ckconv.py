@@ -173,6 +173,10 @@ class CKConvSequenceMixer(AbstractRecurrentMixer[ConvolutionState]):
         new = ConvolutionState(past, length + 1)
         return keep_at_padding(context, new, state), context.blank_padding(y)
 
+    @property
+    def complexity(self) -> str:
+        return "O(L log L · d)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         points, boundary = math.prod(spatial_dims), self.config.boundary
         forward = self.in_features * (grid_conv_flops(spatial_dims, boundary) + 2 * points)

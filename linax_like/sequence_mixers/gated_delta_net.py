@@ -150,6 +150,10 @@ class GatedDeltaNetSequenceMixer(AbstractRecurrentMixer[MemoryState]):
     ) -> tuple[MemoryState, Frame]:
         return step_memory(self, self._advance, delta_rule_step, state, x, context)
 
+    @property
+    def complexity(self) -> str:
+        return "O(L · d²)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time = math.prod(spatial_dims)
         sizes = (self.num_value_heads, self.head_dim, self.value_head_dim)

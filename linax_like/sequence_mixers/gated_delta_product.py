@@ -168,6 +168,10 @@ class GatedDeltaProductSequenceMixer(AbstractRecurrentMixer[MemoryState]):
     ) -> tuple[MemoryState, Frame]:
         return step_memory(self, self._advance, delta_product_step, state, x, context)
 
+    @property
+    def complexity(self) -> str:
+        return "O(L · d²)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time, updates = math.prod(spatial_dims), self.config.num_householder
         sizes = (self.num_value_heads, self.head_dim, self.value_head_dim)

@@ -150,6 +150,10 @@ class GLASequenceMixer(AbstractRecurrentMixer[MemoryState]):
         step = gated_linear_attention_step
         return step_memory(self, self._advance, step, state, x, context)
 
+    @property
+    def complexity(self) -> str:
+        return "O(L · d²)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time = math.prod(spatial_dims)
         sizes = min(self.config.chunk, time), self.head_dim, self.value_head_dim

@@ -20,6 +20,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..complexity import total
 from ..config import require, require_choice
 from ..context import SequenceContext
 from ..initializers import linear_weight, split
@@ -147,6 +148,11 @@ class GridOrdersSequenceMixer(AbstractRecurrentMixer[Any]):
         state, y = self._recurrent().step(state, x, context=context)
         return state, self._merge([y])
 
+    @property
+    def complexity(self) -> str:
+        merge = "O(L · d)" if self.out_proj is None else "O(L · d²)"
+        return total(self.mixers[0].complexity, merge)
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         points, count = math.prod(spatial_dims), len(self.orders)
         merge = (count - 1) * self.in_features if self.out_proj is None else 2 * self.out_proj.size
@@ -156,8 +162,8 @@ class GridOrdersSequenceMixer(AbstractRecurrentMixer[Any]):
     def _merge(self, readings: list[Array]) -> Array:
         if self.out_proj is not None:
             return linear(jnp.concatenate(readings, axis=-1), self.out_proj)
-        total = sum(readings[1:], readings[0])
-        return total / len(readings) if self.config.merge == "mean" else total
+        merged = sum(readings[1:], readings[0])
+        return merged / len(readings) if self.config.merge == "mean" else merged
 
     def _recurrent(self) -> AbstractRecurrentMixer:
         require_causal(self, 'build it with `orders="raster"`')

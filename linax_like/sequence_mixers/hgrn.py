@@ -102,6 +102,10 @@ class HGRNSequenceMixer(AbstractRecurrentMixer[Array]):
         state = step_state(decay, drive, state, context)
         return state, context.blank_padding(self._readout(state, gate))
 
+    @property
+    def complexity(self) -> str:
+        return "O(L · d²)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         projections = 2 * (self.in_proj.size + self.out_proj.size)
         forward = math.prod(spatial_dims) * (projections + 24 * self.state_dim)

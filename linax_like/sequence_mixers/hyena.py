@@ -149,6 +149,10 @@ class HyenaSequenceMixer(AbstractRecurrentMixer[HyenaState]):
         new = HyenaState(short, jnp.stack(histories), length + 1)
         return keep_at_padding(context, new, state), context.blank_padding(y)
 
+    @property
+    def complexity(self) -> str:
+        return "O(L log L · d + L · d²)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time, convolutions = math.prod(spatial_dims), self.config.order - 1
         projections = 2 * self.in_proj.size + 2 * self.out_proj.size + 2 * self.short_weight.size

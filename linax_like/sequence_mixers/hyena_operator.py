@@ -25,6 +25,7 @@ from ..config import require, require_choice, require_positive
 from ..context import SequenceContext
 from ..initializers import constant, normal, split
 from ..norms import AbstractNorm, AbstractNormConfig, divide_by_norm, RMSNormConfig
+from ..ops.grid_conv import Boundary
 from ..ops.grid_short_conv import grid_short_conv, grid_short_conv_flops
 from ..ops.short_conv import short_conv, short_conv_step
 from ..ops.whole_sequence import per_document
@@ -48,6 +49,7 @@ class HyenaOperatorConfig(AbstractQKVOperatorConfig):
     - `convolution`: the long convolutions; their boundaries and heads are the operator's.
     - `short_width`, `short_bias`: taps along every axis of the short convolution; 1 without a bias
         leaves it out.
+    - `short_boundary`: what its taps meet beyond the edges; None for the same as the long ones.
     - `gate`, `out_gate`: σ of the keys, and σ' of the values and further streams.
     - `qk_norm`: `"l2"` divides the queries of every head by their norm, and the keys too if `gate`
         is the identity, as an activation bounds them otherwise.
@@ -58,6 +60,7 @@ class HyenaOperatorConfig(AbstractQKVOperatorConfig):
     convolution: CKConvSequenceMixerConfig = CKConvSequenceMixerConfig()
     short_width: int = 3
     short_bias: bool = False
+    short_boundary: tuple[Boundary, ...] | None = None
     gate: Gate = "silu"
     out_gate: Gate = "sigmoid"
     qk_norm: Literal["none", "l2"] = "l2"
@@ -68,6 +71,10 @@ class HyenaOperatorConfig(AbstractQKVOperatorConfig):
         require(self.order >= 2, self, "order", "at least 2")
         require_positive(self, "short_width")
         require_choice(self, "gate", "out_gate", "qk_norm")
+        causal = [kind == "causal" for kind in self.convolution.boundary]
+        same = [kind == "causal" for kind in self.short_boundary or self.convolution.boundary]
+        law = "None, or as many as the convolution's and causal on the same axes"
+        require(same == causal, self, "short_boundary", law)
 
     def build(self, in_features: int, key: PRNGKeyArray) -> "HyenaOperator":
         return HyenaOperator(in_features, self, key)
@@ -187,6 +194,10 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         short = keep_at_padding(context, short, state.short)
         return HyenaOperatorState(short, tuple(states)), y
 
+    @property
+    def complexity(self) -> str:
+        return "O(L log L · d)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         cfg, points = self.config, math.prod(spatial_dims)
         norms = (cfg.qk_norm == "l2") * (1 + (cfg.gate == "identity"))
@@ -233,18 +244,19 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         """The short convolution where it is not causal."""
         if self.short_weight is None:
             return u
-        boundary, weight = self.config.convolution.boundary, self.short_weight
+        cfg, weight = self.config, self.short_weight
+        boundary = cfg.short_boundary or cfg.convolution.boundary
         if u.ndim > 2:
             refuse_axis_name(self, context)
             u = grid_short_conv(u, weight, self.short_bias, boundary)
             return context.blank_padding(u)
-        whole = whole_sequence(self, len(u), context, boundary[0])
+        whole = whole_sequence(self, len(u), context, cfg.convolution.boundary[0])
         operator = lambda u, weight: grid_short_conv(u, weight, None, boundary)
         signal, weight = whole.gather(u), whole.own_features(weight)
         if whole.documents is None:
             y = operator(signal, weight)
         else:
-            limit = self.config.convolution.max_documents
+            limit = cfg.convolution.max_documents
             y = per_document(operator, signal, weight, whole.documents, limit)
         u = whole.scatter(y)
         u = u if self.short_bias is None else u + self.short_bias.astype(u.dtype)

@@ -51,5 +51,9 @@ class IdentitySequenceMixer(AbstractRecurrentMixer[tuple[()]]):
     ) -> tuple[tuple[()], Frame]:
         return state, enter(self, x, context)[0]
 
+    @property
+    def complexity(self) -> str:
+        return "O(1)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         return 0

@@ -153,6 +153,10 @@ class LinOSSSequenceMixer(AbstractRecurrentMixer[OscillatorState]):
         new = keep_at_padding(context, new, state)
         return new, context.blank_padding(self._readout(new.position, x))
 
+    @property
+    def complexity(self) -> str:
+        return "O(L · N · d)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         projections = 2 * 2 * 2 * self.in_features * self.state_dim
         recurrence = 12 * self.state_dim + 2 * self.in_features

@@ -122,6 +122,10 @@ class LRUSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         state = step_state(decay, drive, state, context)
         return state, context.blank_padding(self._readout(state, x))
 
+    @property
+    def complexity(self) -> str:
+        return "O(L · N · d)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         projections = 2 * 2 * 2 * self.in_features * self.state_dim
         recurrence = 8 * self.state_dim + 2 * self.in_features

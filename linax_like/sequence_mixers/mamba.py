@@ -216,6 +216,10 @@ class MambaSequenceMixer(AbstractRecurrentMixer[MambaState]):
         new = keep_at_padding(context, MambaState(short, recurrent), state)
         return new, context.blank_padding(self._readout(y, u, gate))
 
+    @property
+    def complexity(self) -> str:
+        return "O(L · d² + L · N · d)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         weights = (self.in_proj, self.short_weight, self.select_proj, self.dt_proj, self.out_proj)
         projections = 2 * sum(weight.size for weight in weights)

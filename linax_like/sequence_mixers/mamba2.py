@@ -181,6 +181,10 @@ class Mamba2SequenceMixer(AbstractRecurrentMixer[Mamba2State]):
         new = keep_at_padding(context, Mamba2State(short, heads), state)
         return new, context.blank_padding(self._readout(y, inputs, gate))
 
+    @property
+    def complexity(self) -> str:
+        return "O(L · d² + L · N · d)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time, cfg = math.prod(spatial_dims), self.config
         inner = self.num_heads * self.head_dim

@@ -104,6 +104,10 @@ class MinLSTMSequenceMixer(AbstractRecurrentMixer[Array]):
         state = step_state(*self._gates(x), state, context)
         return state, context.blank_padding(self._readout(state, x))
 
+    @property
+    def complexity(self) -> str:
+        return "O(L · d²)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         back = 0 if self.out_proj is None else 2 * self.out_proj.size
         forward = math.prod(spatial_dims) * (2 * self.in_proj.size + 16 * self.state_dim + back)

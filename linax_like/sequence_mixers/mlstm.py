@@ -189,6 +189,10 @@ class MLSTMSequenceMixer(AbstractRecurrentMixer[MLSTMState]):
         new, y = self._advance(start, x, short_conv_step, scale, ssd_step)
         return keep_at_padding(context, new, state), context.blank_padding(y)
 
+    @property
+    def complexity(self) -> str:
+        return "O(L · d²)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time = math.prod(spatial_dims)
         sizes = min(self.config.chunk, time), self.head_dim, self.value_head_dim + 1

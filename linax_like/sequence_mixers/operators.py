@@ -16,6 +16,7 @@ import equinox as eqx
 from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
+from ..complexity import total
 from ..config import AbstractConfig
 from ..context import SequenceContext
 from ..types import Frame, Grid, Signal
@@ -73,6 +74,11 @@ class AbstractQKVOperator(eqx.Module):
 
         - `key`: only needed by an operator in which something is random.
         """
+
+    @property
+    @abc.abstractmethod
+    def complexity(self) -> str:
+        """How the work grows: `"O(L log L · d)"`, in the letters of `linax_like/complexity.py`."""
 
     @abc.abstractmethod
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
@@ -161,6 +167,10 @@ class MixerOperator(AbstractRecurrentQKVOperator[Any]):
         q, k, v = streams
         state, y = self._recurrent().step(state, q * k, context=context)
         return state, y * v
+
+    @property
+    def complexity(self) -> str:
+        return total(self.mixer.complexity, "O(L · d)")
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         gates = 2 * math.prod(spatial_dims) * self.in_features

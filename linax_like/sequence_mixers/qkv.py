@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..complexity import total
 from ..context import SequenceContext
 from ..initializers import AbstractInitializerConfig, constant, kaiming_uniform, split
 from ..precision import linear
@@ -118,6 +119,10 @@ class QKVSequenceMixer(AbstractRecurrentMixer[Any]):
         x, context = enter(self, x, context)
         state, y = operator.step(state, self._project(x, context), context=context)
         return state, self._readout(y, context)
+
+    @property
+    def complexity(self) -> str:
+        return total(self.operator.complexity, "O(L · d²)")
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         projections = 2 * math.prod(spatial_dims) * (self.qkv_proj.size + self.out_proj.size)

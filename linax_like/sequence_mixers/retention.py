@@ -176,6 +176,10 @@ class RetentionSequenceMixer(AbstractRecurrentMixer[RetentionState]):
         new = RetentionState(memory, length + 1)
         return keep_at_padding(context, new, state), context.blank_padding(y)
 
+    @property
+    def complexity(self) -> str:
+        return "O(L · d²)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time = math.prod(spatial_dims)
         sizes = min(self.config.chunk, time), self.head_dim, self.value_head_dim

@@ -186,6 +186,10 @@ class RGLRUSequenceMixer(AbstractRecurrentMixer[RGLRUState]):
         y = context.blank_padding(self._readout(new.recurrent, x))
         return keep_at_padding(context, new, state), y
 
+    @property
+    def complexity(self) -> str:
+        return "O(L · d²)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         weights = (self.in_proj, self.gate_proj, self.out_proj, self.short_weight)
         gates = (self.decay_gate_weight, self.input_gate_weight)

@@ -169,6 +169,10 @@ class RWKV7SequenceMixer(AbstractRecurrentMixer[MemoryState]):
     ) -> tuple[MemoryState, Frame]:
         return step_memory(self, self._advance, generalized_delta_rule_step, state, x, context)
 
+    @property
+    def complexity(self) -> str:
+        return "O(L · d²)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time, sizes = math.prod(spatial_dims), (self.num_heads, self.head_dim, self.head_dim)
         recurrence = delta_rule_flops(self.config.chunk, time, *sizes)

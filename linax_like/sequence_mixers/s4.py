@@ -164,6 +164,10 @@ class S4SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         y = read_out(weight, new) + self.skip.astype(drive.dtype) * drive
         return new, context.blank_padding(y.astype(x.dtype))
 
+    @property
+    def complexity(self) -> str:
+        return "O(L log L · d + L · N · d)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time, states = math.prod(spatial_dims), self.state_dim
         products = (1 + self.low_rank.shape[2]) ** 2

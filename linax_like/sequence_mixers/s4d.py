@@ -168,6 +168,10 @@ class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         y = read_out(weight, new) + self.skip.astype(drive.dtype) * drive
         return new, context.blank_padding(y.astype(x.dtype))
 
+    @property
+    def complexity(self) -> str:
+        return "O(L log L · d + L · N · d)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time = math.prod(spatial_dims)
         kernel = 2 * time * self.state_dim + 2 * time

@@ -161,6 +161,10 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         state = step_state(decay, drive, state, context)
         return state, context.blank_padding(self._readout(state, x))
 
+    @property
+    def complexity(self) -> str:
+        return "O(L · N · d)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         states = self.log_step.size
         directions = 1 if self.causal else 2

@@ -125,6 +125,10 @@ class S7SequenceMixer(AbstractRecurrentMixer[Array]):
         state = step_state(*self._system(u), state, context)
         return state, context.blank_padding(self._readout(state, u))
 
+    @property
+    def complexity(self) -> str:
+        return "O(L · N · d²)"
+
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         states, features = self.state_dim, self.in_features
         bilinear = 4 * features * (features + 1) * states

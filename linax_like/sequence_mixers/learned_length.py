@@ -1,0 +1,26 @@
+"""What mixers share whose parameters say how long a sequence can be."""
+
+from jaxtyping import Array
+
+from ..context import SequenceContext
+from .base import AbstractSequenceMixer
+
+
+def require_length(
+    mixer: AbstractSequenceMixer, x: Array, context: SequenceContext, max_length: int
+) -> None:
+    """**Raises:** `ValueError` if a sequence, without documents and padding, is too long."""
+    if context.segment_ids is None and context.mask is None and len(x) > max_length:
+        raise ValueError(
+            f"`{type(mixer).__name__}` was built for at most `max_length={max_length}` positions. "
+            f"Received {len(x)}. Build it with a larger `max_length`, or give it shorter sequences."
+        )
+
+
+def require_state_length(mixer: AbstractSequenceMixer, requested: int, max_length: int) -> None:
+    """**Raises:** `ValueError` if a state is to hold more positions than the mixer can mix."""
+    if requested > max_length:
+        raise ValueError(
+            f"`{type(mixer).__name__}` was built for at most `max_length={max_length}` positions: "
+            f"`init_state` cannot take max_length={requested}. Build it with a larger `max_length`."
+        )
