@@ -56,6 +56,12 @@ def test_cuts_come_after_temperature_in_the_documented_order():
     assert jax.nn.softmax(adjust(LOGITS, sampling)).tolist() == [0, 1, 0, 0]
 
 
+def test_half_precision_is_widened_first():
+    logits = jnp.asarray([1.0, 0.0], jnp.bfloat16)
+    p = jax.nn.softmax(adjust(logits, Sampling(temperature=3.0)))
+    np.testing.assert_allclose(p[0], 1 / (1 + np.exp(-1 / 3)), rtol=1e-6)
+
+
 def test_what_was_seen_is_penalized():
     logits = jnp.asarray([2.0, 1.0, -1.0, -1.0])
     seen = jnp.asarray([True, False, True, False])
