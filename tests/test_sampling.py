@@ -28,6 +28,10 @@ def test_cuts_keep_the_most_likely():
         np.testing.assert_array_equal(cut[jnp.isfinite(cut)], LOGITS[jnp.isfinite(cut)])
 
 
+def test_the_fewest_that_reach_top_p():
+    assert jnp.isfinite(keep_top_p(jnp.zeros(4), 0.5)).tolist() == [True, True, False, False]
+
+
 def test_samples_follow_the_tempered_distribution():
     p = np.asarray([0.5, 0.3, 0.2])
     keys = jr.split(jr.key(5), 20_000)
