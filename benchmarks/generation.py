@@ -126,13 +126,13 @@ def ours(model: lx.LanguageModel) -> Library:
 
     def cost(prompts: np.ndarray, new_tokens: int, repeats: int) -> Cost:
         tokens = jnp.asarray(prompts)
-        programs = {
-            read: (model, tokens, new_tokens),
-            go_on: (model, *read(model, tokens, new_tokens), new_tokens),
-        }
+        programs = (
+            (read, (model, tokens, new_tokens)),
+            (go_on, (model, *read(model, tokens, new_tokens), new_tokens)),
+        )
         prompt, token = (  # one after the other, so that neither empties the other's caches
             harness.time_in_turns({"": program}, {"": arguments}, repeats)[""]
-            for program, arguments in programs.items()
+            for program, arguments in programs
         )
         generate(prompts, new_tokens)  # compiles
         memory = growth(lambda: generate(prompts, new_tokens))
