@@ -29,6 +29,7 @@ from .encoders import (
     TokenEmbedding as TokenEmbedding,
     TokenEmbeddingConfig as TokenEmbeddingConfig,
 )
+from .grid_positions import axial_rope as axial_rope, grid_coordinates as grid_coordinates
 from .heads import (
     AbstractHead as AbstractHead,
     AbstractHeadConfig as AbstractHeadConfig,
@@ -42,6 +43,12 @@ from .heads import (
     Values as Values,
 )
 from .inference import generate as generate, Generation as Generation
+from .initializers import (
+    AbstractInitializerConfig as AbstractInitializerConfig,
+    SmallInitializerConfig as SmallInitializerConfig,
+    TruncatedNormalInitializerConfig as TruncatedNormalInitializerConfig,
+    WangInitializerConfig as WangInitializerConfig,
+)
 from .interop import (
     load_pretrained as load_pretrained,
     save_pretrained as save_pretrained,
@@ -79,9 +86,14 @@ from .positions import (
     SinusoidalPositionsConfig as SinusoidalPositionsConfig,
 )
 from .sequence_mixers import (
+    AbstractQKVOperator as AbstractQKVOperator,
+    AbstractQKVOperatorConfig as AbstractQKVOperatorConfig,
     AbstractRecurrentMixer as AbstractRecurrentMixer,
+    AbstractRecurrentQKVOperator as AbstractRecurrentQKVOperator,
     AbstractSequenceMixer as AbstractSequenceMixer,
     AbstractSequenceMixerConfig as AbstractSequenceMixerConfig,
+    AttentionOperator as AttentionOperator,
+    AttentionOperatorConfig as AttentionOperatorConfig,
     AttentionSequenceMixer as AttentionSequenceMixer,
     AttentionSequenceMixerConfig as AttentionSequenceMixerConfig,
     AttentionState as AttentionState,
@@ -89,6 +101,8 @@ from .sequence_mixers import (
     BidirectionalSequenceMixerConfig as BidirectionalSequenceMixerConfig,
     CentaurusSequenceMixer as CentaurusSequenceMixer,
     CentaurusSequenceMixerConfig as CentaurusSequenceMixerConfig,
+    CrossAttention as CrossAttention,
+    CrossAttentionConfig as CrossAttentionConfig,
     DeltaNetSequenceMixer as DeltaNetSequenceMixer,
     DeltaNetSequenceMixerConfig as DeltaNetSequenceMixerConfig,
     fold as fold,
@@ -98,6 +112,8 @@ from .sequence_mixers import (
     GatedDeltaProductSequenceMixerConfig as GatedDeltaProductSequenceMixerConfig,
     GLASequenceMixer as GLASequenceMixer,
     GLASequenceMixerConfig as GLASequenceMixerConfig,
+    GridOrdersSequenceMixer as GridOrdersSequenceMixer,
+    GridOrdersSequenceMixerConfig as GridOrdersSequenceMixerConfig,
     HGRNSequenceMixer as HGRNSequenceMixer,
     HGRNSequenceMixerConfig as HGRNSequenceMixerConfig,
     HyenaSequenceMixer as HyenaSequenceMixer,
@@ -127,6 +143,8 @@ from .sequence_mixers import (
     MLSTMSequenceMixer as MLSTMSequenceMixer,
     MLSTMSequenceMixerConfig as MLSTMSequenceMixerConfig,
     MLSTMState as MLSTMState,
+    QKVSequenceMixer as QKVSequenceMixer,
+    QKVSequenceMixerConfig as QKVSequenceMixerConfig,
     RetentionSequenceMixer as RetentionSequenceMixer,
     RetentionSequenceMixerConfig as RetentionSequenceMixerConfig,
     RetentionState as RetentionState,

@@ -4,8 +4,10 @@ Building a model compiles next to nothing: keys are split by one program, and al
 through another, of one size. Constants are computed with NumPy in float64.
 """
 
+import abc
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -17,6 +19,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpy.typing import NDArray
+
+from .config import AbstractConfig, require_positive
 
 
 Shape = tuple[int, ...]
@@ -59,6 +63,71 @@ def linear_weight(
 ) -> Float[Array, "out in"]:
     """A projection that keeps the variance of its input."""
     return normal(key, (out_features, in_features), 1 / math.sqrt(max(in_features, 1)))
+
+
+def kaiming_uniform(key: PRNGKeyArray, shape: Shape, in_features: int) -> Float[Array, "..."]:
+    """What PyTorch draws for a linear layer's weight and bias: uniform within 1/√in_features."""
+    bound = 1 / math.sqrt(max(in_features, 1))
+    return uniform(key, shape, -bound, bound)
+
+
+@dataclass(frozen=True)
+class AbstractInitializerConfig(AbstractConfig):
+    """How a projection's weight is drawn."""
+
+    @abc.abstractmethod
+    def draw(
+        self, key: PRNGKeyArray, in_features: int, out_features: int
+    ) -> Float[Array, "out in"]:
+        """A fresh weight."""
+
+
+@dataclass(frozen=True)
+class TruncatedNormalInitializerConfig(AbstractInitializerConfig):
+    """Gaussian cut at two standard deviations, whatever the width.
+
+    - `std`: standard deviation after the cut.
+    """
+
+    std: float = 0.02
+
+    def __post_init__(self):
+        require_positive(self, "std")
+
+    def draw(
+        self, key: PRNGKeyArray, in_features: int, out_features: int
+    ) -> Float[Array, "out in"]:
+        return truncated_normal(key, (out_features, in_features), self.std)
+
+
+@dataclass(frozen=True)
+class SmallInitializerConfig(AbstractInitializerConfig):
+    """Gaussian of standard deviation √(2 / (5 width)) (https://arxiv.org/abs/1910.05895)."""
+
+    def draw(
+        self, key: PRNGKeyArray, in_features: int, out_features: int
+    ) -> Float[Array, "out in"]:
+        return normal(key, (out_features, in_features), math.sqrt(2 / (5 * in_features)))
+
+
+@dataclass(frozen=True)
+class WangInitializerConfig(AbstractInitializerConfig):
+    """Gaussian of standard deviation 2 / (num_layers √width), for what writes to a residual stream
+    (https://github.com/kingoflolz/mesh-transformer-jax).
+
+    - `num_layers`: how many layers write to it.
+    """
+
+    num_layers: int
+
+    def __post_init__(self):
+        require_positive(self, "num_layers")
+
+    def draw(
+        self, key: PRNGKeyArray, in_features: int, out_features: int
+    ) -> Float[Array, "out in"]:
+        std = 2 / (self.num_layers * math.sqrt(in_features))
+        return normal(key, (out_features, in_features), std)
 
 
 def step_size_bias(

@@ -103,6 +103,12 @@ CASES = [
             2, num_value_heads=4, value_head_dim=6, gate_rank=3, short_width=3, chunk=5
         ),
     ),
+    MixerCase(
+        "grid_orders",
+        lx.GridOrdersSequenceMixerConfig(
+            lx.LRUSequenceMixerConfig(state_dim=4), spatial_ndim=1, merge="mean", shared=True
+        ),
+    ),
     MixerCase("hgrn", lx.HGRNSequenceMixerConfig(2, lower_bound=0.3)),
     MixerCase(
         "hyena",
@@ -156,6 +162,22 @@ CASES = [
     MixerCase("min_gru", lx.MinGRUSequenceMixerConfig(candidate="positive")),
     MixerCase("min_lstm", lx.MinLSTMSequenceMixerConfig(expand=2)),
     MixerCase("mlstm", lx.MLSTMSequenceMixerConfig(2, short_width=3, soft_cap=5.0, chunk=5)),
+    MixerCase(
+        "qkv_attention",
+        lx.QKVSequenceMixerConfig(
+            lx.AttentionOperatorConfig(2, qk_norm="l2", learn_cosine_scale=True, cosine_scale=4.0),
+            qkv_bias=True,
+            out_proj_bias=True,
+        ),
+        splits_time=False,
+        max_length=512,
+    ),
+    MixerCase(
+        "qkv_s5",
+        lx.QKVSequenceMixerConfig(
+            lx.S5SequenceMixerConfig(state_dim=8), in_init=lx.SmallInitializerConfig()
+        ),
+    ),
     MixerCase(
         "retention",
         lx.RetentionSequenceMixerConfig(

@@ -1,7 +1,11 @@
 from .attention import (
     AttentionSequenceMixer as AttentionSequenceMixer,
     AttentionSequenceMixerConfig as AttentionSequenceMixerConfig,
-    AttentionState as AttentionState,
+)
+from .attention_core import AttentionState as AttentionState
+from .attention_operator import (
+    AttentionOperator as AttentionOperator,
+    AttentionOperatorConfig as AttentionOperatorConfig,
 )
 from .base import (
     AbstractRecurrentMixer as AbstractRecurrentMixer,
@@ -16,6 +20,10 @@ from .bidirectional import (
 from .centaurus import (
     CentaurusSequenceMixer as CentaurusSequenceMixer,
     CentaurusSequenceMixerConfig as CentaurusSequenceMixerConfig,
+)
+from .cross_attention import (
+    CrossAttention as CrossAttention,
+    CrossAttentionConfig as CrossAttentionConfig,
 )
 from .delta_net import (
     DeltaNetSequenceMixer as DeltaNetSequenceMixer,
@@ -32,6 +40,10 @@ from .gated_delta_product import (
 from .gla import (
     GLASequenceMixer as GLASequenceMixer,
     GLASequenceMixerConfig as GLASequenceMixerConfig,
+)
+from .grid_orders import (
+    GridOrdersSequenceMixer as GridOrdersSequenceMixer,
+    GridOrdersSequenceMixerConfig as GridOrdersSequenceMixerConfig,
 )
 from .hgrn import (
     HGRNSequenceMixer as HGRNSequenceMixer,
@@ -85,6 +97,15 @@ from .mlstm import (
     MLSTMSequenceMixer as MLSTMSequenceMixer,
     MLSTMSequenceMixerConfig as MLSTMSequenceMixerConfig,
     MLSTMState as MLSTMState,
+)
+from .operators import (
+    AbstractQKVOperator as AbstractQKVOperator,
+    AbstractQKVOperatorConfig as AbstractQKVOperatorConfig,
+    AbstractRecurrentQKVOperator as AbstractRecurrentQKVOperator,
+)
+from .qkv import (
+    QKVSequenceMixer as QKVSequenceMixer,
+    QKVSequenceMixerConfig as QKVSequenceMixerConfig,
 )
 from .retention import (
     RetentionSequenceMixer as RetentionSequenceMixer,

@@ -5,40 +5,35 @@ https://arxiv.org/abs/2305.13245 for the groups).
     y[t] = W_o Σ_s softmax(q[t] · k[s] / √head) v[s]      over the s that t sees
 
 and, with an output gate, W_o (σ(W_g x[t]) ⊙ Σ_s …) (https://arxiv.org/abs/2505.06708).
-
-As a recurrence its state is the past itself: a ring buffer of keys and values.
 """
 
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..config import require, require_choice, require_positive
 from ..context import SequenceContext
 from ..initializers import constant, linear_weight, split
 from ..norms import RMSNorm, RMSNormConfig
-from ..ops.attention import attention
-from ..ops.attention.ring_buffer import append, chronological
 from ..positions import AbstractRopeScalingConfig, rope
 from ..precision import linear
 from ..types import Frame, Signal
+from .attention_core import AttentionCore, AttentionState
 from .base import (
     AbstractRecurrentMixer,
     AbstractSequenceMixerConfig,
     enter,
-    keep_at_padding,
     refuse_axis_name,
     require_causal,
 )
 from .heads import head_sizes, join_heads, projection_flops, require_width, split_heads
-from .padding import compact, reorder
 
 
 @dataclass(frozen=True)
@@ -93,19 +88,6 @@ class AttentionSequenceMixerConfig(AbstractSequenceMixerConfig):
 
     def build(self, in_features: int, key: PRNGKeyArray) -> "AttentionSequenceMixer":
         return AttentionSequenceMixer(in_features, self, key)
-
-
-class AttentionState(NamedTuple):
-    """A ring buffer: position p of the current document is in slot `p % capacity`.
-
-    - `keys`, `values`: zeros where nothing of the current document is stored. Keys are stored
-        after RoPE.
-    - `length`: positions of the current document so far.
-    """
-
-    keys: Float[Array, "capacity kv_heads head"]
-    values: Float[Array, "capacity kv_heads head"]
-    length: Int[Array, ""]
 
 
 class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
@@ -172,18 +154,12 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         refuse_axis_name(self, context)
         if len(x) == 0:
             return x
-        x, packed, permutation = compact(x, context)
-        q, k, v = self._project(x, packed.positions_from(jnp.zeros((), jnp.int32), len(x)))
-        y = self._attend(x, q, k, v, packed.segment_ids, packed.mask, padding_last=True)
-        return context.blank_padding(reorder(y, permutation))
+        q, k, v = self._project(x, context.positions_from(jnp.zeros((), jnp.int32), len(x)))
+        return context.blank_padding(self._readout(self._core(q, k, v, context), x))
 
     def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> AttentionState:
         require_causal(self, "build it with `causal=True`")
-        window = self.config.window
-        capacity = max_length if window is None else min(window, max_length)
-        shape = (capacity, self.num_kv_heads, self.head_dim)
-        empty = jnp.zeros(shape, dtype or jnp.float32)
-        return AttentionState(empty, empty, jnp.zeros((), jnp.int32))
+        return self._core.init_state(max_length, self.num_kv_heads, self.head_dim, dtype)
 
     def prefill(
         self, state: AttentionState, x: Signal, *, context: SequenceContext | None = None
@@ -191,31 +167,9 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         require_causal(self, "build it with `causal=True`")
         x, context = enter(self, x, context)
         refuse_axis_name(self, context)
-        if len(x) == 0:
-            return state, x
-        x, packed, permutation = compact(x, context)
-        counts = packed.replace(positions=None).positions_from(state.length, len(x))
-        q, k, v = self._project(x, packed.positions_from(state.length, len(x)))
-        # Rounded to the cache's dtype, as later chunks will see them.
-        k, v = k.astype(state.keys.dtype), v.astype(state.values.dtype)
-        slots, stored = chronological(len(state.keys), state.length)
-        real = jnp.ones((len(x),), bool) if packed.mask is None else packed.mask
-        resets = packed.resets()
-        documents = None if resets is None else jnp.cumsum(resets, dtype=jnp.int32)
-        if documents is not None:  # what is stored belongs to document 0
-            documents = jnp.concatenate([jnp.zeros(slots.shape, jnp.int32), documents])
-        y = self._attend(
-            x,
-            q,
-            jnp.concatenate([state.keys[slots], k]),
-            jnp.concatenate([state.values[slots], v]),
-            documents,
-            jnp.concatenate([stored, real]),
-            padding_last=False,
-        )
-        y = self._refuse_overflow(y, counts, len(state.keys))
-        state = self._store(state, k, v, counts, real, resets)
-        return state, context.blank_padding(reorder(y, permutation))
+        q, k, v = self._project(x, context.positions_from(state.length, len(x)))
+        state, y = self._core.prefill(state, q, k, v, context)
+        return state, context.blank_padding(self._readout(y, x))
 
     def step(
         self, state: AttentionState, x: Frame, *, context: SequenceContext | None = None
@@ -223,26 +177,20 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         require_causal(self, "build it with `causal=True`")
         x, context = enter(self, x, context)
         refuse_axis_name(self, context)
-        keys, values, length = context.forget(state)
-        capacity = len(keys)
+        length = context.forget(state).length
         q, k, v = self._project(x, length if context.positions is None else context.positions)
-        keys = keys.at[length % capacity].set(k.astype(keys.dtype))
-        values = values.at[length % capacity].set(v.astype(values.dtype))
-        stored = jnp.arange(capacity) <= length
-        soft_cap = self.config.soft_cap
-        y = attention(q[None], keys, values, causal=False, mask=stored, soft_cap=soft_cap)
-        y = self._refuse_overflow(self._readout(y, x[None])[0], length, capacity)
-        new = AttentionState(keys, values, length + 1)
-        return keep_at_padding(context, new, state), context.blank_padding(y)
+        state, y = self._core.step(state, q, k, v, context)
+        return state, context.blank_padding(self._readout(y, x))
 
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         time = math.prod(spatial_dims)
-        reach = time if self.config.window is None else min(self.config.window, time)
-        pairs = reach * (reach + 1) // 2 + (time - reach) * reach  # of a query and a key it sees
-        if not self.causal:
-            pairs = 2 * pairs - time
-        forward = time * projection_flops(self) + 4 * self.num_heads * self.head_dim * pairs
+        scores = 4 * self.num_heads * self.head_dim * self._core.pairs(time)
+        forward = time * projection_flops(self) + scores
         return forward if inference else 3 * forward
+
+    @property
+    def _core(self) -> AttentionCore:
+        return AttentionCore(self.config.causal, self.config.window, self.config.soft_cap)
 
     def _project(
         self, x: Float[Array, "*time features"], positions: Int[Array, "*time"]
@@ -265,53 +213,13 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         x = split_heads(x, x.shape[-1] // self.head_dim)
         return norm(x) if norm is not None and self.config.norm_over == "head" else x
 
-    def _attend(
-        self,
-        x: Signal,
-        q: Float[Array, "time heads head"],
-        k: Float[Array, "keys kv_heads head"],
-        v: Float[Array, "keys kv_heads head"],
-        segment_ids: Int[Array, " keys"] | None,
-        mask: Bool[Array, " keys"] | None,
-        padding_last: bool,
-    ) -> Signal:
-        causal, window, soft_cap = self.config.causal, self.config.window, self.config.soft_cap
-        y = attention(
-            q,
-            k,
-            v,
-            causal=causal,
-            window=window,
-            segment_ids=segment_ids,
-            mask=mask,
-            padding_last=padding_last,
-            soft_cap=soft_cap,
-        )
-        return self._readout(y, x)
-
-    def _readout(self, y: Float[Array, "time heads head"], x: Signal) -> Signal:
+    def _readout(
+        self, y: Float[Array, "*time heads head"], x: Float[Array, "*time features"]
+    ) -> Float[Array, "*time features"]:
         y = join_heads(y)
         if self.gate_proj is not None:
             y = y * jax.nn.sigmoid(linear(x, self.gate_proj, self.gate_bias))
         return linear(y, self.out_proj, self.out_bias)
-
-    def _store(self, state, k, v, counts, real, resets) -> AttentionState:
-        """The state after a chunk whose padding is last."""
-        end = jnp.sum(real, dtype=jnp.int32)
-        length = jnp.where(end > 0, counts[end - 1] + 1, state.length)
-        start = state.length if resets is None else jnp.where(resets.any(), 0, state.length)
-        keys, values = (
-            append(buffer, chunk, start, length, end)
-            for buffer, chunk in ((state.keys, k), (state.values, v))
-        )
-        return AttentionState(keys, values, length)
-
-    def _refuse_overflow(
-        self, y: Float[Array, "*time features"], position: Int[Array, "*time"], capacity: int
-    ) -> Float[Array, "*time features"]:
-        if self.config.window is not None and self.config.window <= capacity:
-            return y
-        return jnp.where((position < capacity)[..., None], y, jnp.nan)
 
 
 def _head_sizes(in_features: int, cfg: AttentionSequenceMixerConfig) -> tuple[int, int, int]:

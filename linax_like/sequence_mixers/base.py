@@ -172,7 +172,7 @@ def require_causal(mixer: AbstractSequenceMixer, remedy: str) -> None:
         )
 
 
-def refuse_axis_name(mixer: AbstractSequenceMixer, context: SequenceContext) -> None:
+def refuse_axis_name(mixer: eqx.Module, context: SequenceContext) -> None:
     if context.axis_name is not None:
         raise ValueError(
             f"`{type(mixer).__name__}` cannot split time over devices yet. Leave "

@@ -9,21 +9,20 @@ What a recurrence needs for both directions by itself, such as S5's second read-
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..config import require_choice
 from ..context import SequenceContext
 from ..initializers import normal, split
-from ..ops.next_real import next_real
 from ..precision import linear
 from ..types import Signal
 from .base import AbstractSequenceMixer, AbstractSequenceMixerConfig, enter
+from .reversal import reverse, reversed_context
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,9 @@ class BidirectionalSequenceMixer(AbstractSequenceMixer):
         x, context = enter(self, x, context)
         forward_key, backward_key = (None, None) if key is None else jax.random.split(key)
         y = self.forward(x, forward_key, context=context)
-        reverse = lambda values: _reverse(values, context.axis_name)
-        z = reverse(self.backward(reverse(x), backward_key, context=_reversed(context)))
+        there = reverse(x, context.axis_name)
+        z = self.backward(there, backward_key, context=reversed_context(context))
+        z = reverse(z, context.axis_name)
         if self.out_proj is None:
             return y + z
         return linear(jnp.concatenate([y, z], axis=-1), self.out_proj)
@@ -97,44 +97,3 @@ class BidirectionalSequenceMixer(AbstractSequenceMixer):
         merge = self.in_features if self.out_proj is None else 2 * self.out_proj.size
         merge *= math.prod(spatial_dims)
         return 2 * each + (merge if inference else 3 * merge)
-
-
-def _reversed(context: SequenceContext) -> SequenceContext:
-    """What is known about the reversed sequence."""
-    changes: dict = {"previous_segment_id": None}
-    if context.timesteps is not None:
-        changes["timesteps"] = _until_next(context.timesteps, context)
-    if context.positions is not None:
-        changes["positions"] = -context.positions  # still rising
-    context = context.replace(**changes)
-    return context.map_time(lambda values: _reverse(values, context.axis_name))
-
-
-def _until_next(
-    timesteps: Float[Array, " time"], context: SequenceContext
-) -> Float[Array, " time"]:
-    """Backwards, the time since the previous sample is what the next one was given.
-
-    The last sample of a document, which has none, keeps its own.
-    """
-    ahead = partial(next_real, mask=context.mask, axis_name=context.axis_name)
-    here = jnp.arange(len(timesteps))
-    if context.axis_name is not None:
-        here = here + len(timesteps) * jax.lax.axis_index(context.axis_name)
-    goes_on = ahead(here) > here
-    if context.mask is not None:
-        goes_on &= ahead(context.mask)
-    if context.segment_ids is not None:
-        goes_on &= ahead(context.segment_ids) == context.segment_ids
-    return jnp.where(goes_on, ahead(timesteps), timesteps)
-
-
-def _reverse(
-    values: Shaped[Array, " time *shape"], axis_name: str | None
-) -> Shaped[Array, " time *shape"]:
-    """The last position first, over all devices that have a part of time."""
-    values = values[::-1]
-    if axis_name is None:
-        return values
-    last = jax.lax.axis_size(axis_name) - 1
-    return jax.lax.ppermute(values, axis_name, [(i, last - i) for i in range(last + 1)])

@@ -1,24 +1,33 @@
 """Padding moved behind the rest, for mixers to which the distance of two positions matters."""
 
 from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+from jaxtyping import Array, PyTree, Shaped
 
 from ..context import SequenceContext
 from ..ops.compact import padding_last, Permutation, permute
 from ..types import Signal
 
 
+Sequences = TypeVar("Sequences", bound=PyTree)  # one array over time, or several
+
+
 def compact(
-    x: Signal, context: SequenceContext
-) -> tuple[Signal, SequenceContext, Permutation | None]:
-    """The sequence and its context with the padding last, and what `reorder` needs to undo this."""
+    x: Sequences, context: SequenceContext
+) -> tuple[Sequences, SequenceContext, Permutation | None]:
+    """Sequences and their context with the padding last, and what `reorder` needs to undo this."""
     if context.mask is None:
         return x, context, None
     permutation = padding_last(context.mask)
     moved = context.map_time(lambda value: value[permutation.order])
-    return permute(x, permutation), moved, permutation
+    return jax.tree.map(lambda leaf: permute(leaf, permutation), x), moved, permutation
 
 
-def reorder(y: Signal, permutation: Permutation | None) -> Signal:
+def reorder(
+    y: Shaped[Array, " time *shape"], permutation: Permutation | None
+) -> Shaped[Array, " time *shape"]:
     """The outputs where their inputs were."""
     return y if permutation is None else permute(y, permutation.undone)
 

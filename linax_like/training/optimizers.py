@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 
 from ..config import AbstractConfig, require, require_choice, require_positive
 from ..parameters import trainable
-from ..sequence_mixers import AbstractSequenceMixer
+from ..sequence_mixers import AbstractQKVOperator, AbstractSequenceMixer
 from ..stack import Stack
 from .muon import scale_by_muon
 
@@ -112,11 +112,12 @@ def parameter_groups(parameters: PyTree) -> PyTree[str]:
 def _label(tree: PyTree, axes: int) -> PyTree[str]:
     """The groups of arrays of a stack, where a matrix has at least `axes` axes."""
     recurrence = frozenset()
-    if isinstance(tree, AbstractSequenceMixer):
+    if isinstance(tree, AbstractSequenceMixer | AbstractQKVOperator):
         recurrence = tree.recurrence_parameters
 
     def is_inner_mixer(node: PyTree) -> bool:
-        return isinstance(node, AbstractSequenceMixer) and node is not tree
+        is_mixer = isinstance(node, AbstractSequenceMixer | AbstractQKVOperator)
+        return is_mixer and node is not tree
 
     def mark(path, node: PyTree) -> PyTree[str]:
         if is_inner_mixer(node):
