@@ -2,10 +2,11 @@
 
 uv run --with-requirements benchmarks/requirements-transformers.txt python -m benchmarks.generation
 
-Both libraries continue the same prompts greedily, with the same weights. Of linax_like a prefill and a
-loop of steps are timed, which do what `generate` does but for drawing; of transformers the moments at
-which its `generate` has tokens. Memory is how far the process grew during one call of `generate`,
-without what it held before.
+Both libraries continue the same prompts greedily, with the same weights: Mamba, and attention as Llama
+(the hybrid is no architecture of transformers). Of linax_like a prefill and a loop of steps are timed,
+which do what `generate` does but for drawing; of transformers the moments at which its `generate` has
+tokens. Memory is how far the process grew during one call of `generate`, without what it held before.
+The models have two layers of width 128, so that all of it takes minutes on two cores.
 """
 
 import dataclasses
@@ -39,12 +40,11 @@ class Size:
     batches: tuple[int, ...]
     prompts: tuple[int, ...]
     new_tokens: int
-    repeats: int
 
 
 SIZES = {
-    "full": Size(256, 1024, (1, 32), (128, 4096), 32, 3),
-    "tiny": Size(16, 64, (1, 2), (8, 32), 4, 1),
+    "full": Size(128, 1024, (1, 32), (128, 4096), 32),
+    "tiny": Size(16, 64, (1, 2), (8, 32), 4),
 }
 MAMBA = lx.ResidualBlockConfig(lx.MambaSequenceMixerConfig(), channel_mixer=None)
 # The channel mixer brings an attention block to the parameters of a Mamba block.
@@ -52,27 +52,32 @@ ATTENTION = lx.ResidualBlockConfig(
     lx.AttentionSequenceMixerConfig(num_heads=4), lx.SwiGLUConfig(expand=0.85)
 )
 LAYERS = {
-    "Mamba": (MAMBA,) * 4,
-    "hybrid": (MAMBA, MAMBA, MAMBA, ATTENTION),
-    "attention": (ATTENTION,) * 4,
+    "Mamba": (MAMBA, MAMBA),
+    "attention": (ATTENTION, ATTENTION),
+    "hybrid": (MAMBA, ATTENTION),
 }
 
 
-def main(size: str = "full") -> None:
-    """The argument of the command is `full` or `tiny`, a trial."""
-    chosen = SIZES[size]
+def main(size: str = "full", *names: str) -> None:
+    """The arguments are `full`, or `tiny` for a trial, and which models, by default all."""
     peers = ("torch", "transformers") if importlib.util.find_spec("transformers") else ()
-    where = harness.environment(*peers)
-    rows = []
-    for name, layers in LAYERS.items():
-        model = build(layers, chosen)
-        count = lx.count_parameters(model)
-        label = {"model": name, "parameters": count}
-        rows += measure(label | {"library": "linax_like"}, ours(model), chosen)
-        if peers and name == "Mamba":
-            rows += measure(label | {"library": "transformers"}, theirs(model), chosen)
-    results = "generation" if size == "full" else f"generation_{size}"
-    harness.write(results, [*rows, *comparisons(rows)], where)
+    for name in names or LAYERS:
+        where = harness.environment(*peers)
+        rows = compare(name, SIZES[size], bool(peers) and name != "hybrid")
+        results = f"generation_{name}" if size == "full" else f"generation_{name}_{size}"
+        harness.write(results, [*rows, *comparisons(rows)], where)
+
+
+def compare(name: str, size: Size, has_peer: bool) -> list[dict[str, Any]]:
+    model = build(LAYERS[name], size)
+    label = {"model": name, "parameters": lx.count_parameters(model)}
+    mine = ours(model)
+    rows = measure(label | {"library": "linax_like"}, mine, size)
+    if has_peer:
+        peer = theirs(model)
+        rows += measure(label | {"library": "transformers"}, peer, size)
+        rows.append(label | {"library": "difference"} | agreement(mine, peer, size))
+    return rows
 
 
 def build(layers: tuple[lx.ResidualBlockConfig, ...], size: Size) -> lx.LanguageModel:
@@ -82,15 +87,25 @@ def build(layers: tuple[lx.ResidualBlockConfig, ...], size: Size) -> lx.Language
     return config.build(jr.key(0))
 
 
+class Cost(NamedTuple):
+    """Seconds of the prompts and of a new token after them, and the bytes that both took."""
+
+    prompt: float
+    token: float
+    memory: float
+
+
 class Library(NamedTuple):
     """How a library continues prompts.
 
-    - `seconds`: of the prompt and of each new token, given prompts, new tokens and repeats.
-    - `generate`: does it once.
+    - `cost`: of it, given prompts, new tokens and repeats.
+    - `generate`: the new tokens, given prompts and how many.
+    - `logits`: after the last token of each prompt.
     """
 
-    seconds: Callable[[np.ndarray, int, int], tuple[float, float]]
-    generate: Callable[[np.ndarray, int], Any]
+    cost: Callable[[np.ndarray, int, int], Cost]
+    generate: Callable[[np.ndarray, int], np.ndarray]
+    logits: Callable[[np.ndarray], np.ndarray]
 
 
 def ours(model: lx.LanguageModel) -> Library:
@@ -109,20 +124,28 @@ def ours(model: lx.LanguageModel) -> Library:
 
         return jax.lax.scan(step, (states, tokens), length=new_tokens)[0]
 
-    def seconds(prompts: np.ndarray, new_tokens: int, repeats: int) -> tuple[float, float]:
-        prompts = jnp.asarray(prompts)
-        functions = {"prompt": read, "tokens": go_on}
-        arguments = {
-            "prompt": (model, prompts, new_tokens),
-            "tokens": (model, *read(model, prompts, new_tokens), new_tokens),
-        }
-        found = harness.time_in_turns(functions, arguments, repeats)
-        return found["prompt"], found["tokens"] / new_tokens
+    def cost(prompts: np.ndarray, new_tokens: int, repeats: int) -> Cost:
+        tokens = jnp.asarray(prompts)
+        programs = (
+            (read, (model, tokens, new_tokens)),
+            (go_on, (model, *read(model, tokens, new_tokens), new_tokens)),
+        )
+        prompt, token = (  # one after the other, so that neither empties the other's caches
+            harness.time_in_turns({"": program}, {"": arguments}, repeats)[""]
+            for program, arguments in programs
+        )
+        generate(prompts, new_tokens)  # compiles
+        memory = growth(lambda: generate(prompts, new_tokens))
+        return Cost(prompt, token / new_tokens, memory)
 
-    def generate(prompts: np.ndarray, length: int) -> lx.Generation:
-        return lx.generate(model, prompts, length, jr.key(0), temperature=0.0)
+    def generate(prompts: np.ndarray, length: int) -> np.ndarray:
+        return np.asarray(lx.generate(model, prompts, length, jr.key(0), temperature=0.0).tokens)
 
-    return Library(seconds, generate)
+    def logits(prompts: np.ndarray) -> np.ndarray:
+        read = lambda prompt: model(prompt, num_last_tokens=1).logits[0]
+        return np.asarray(jax.jit(jax.vmap(read))(jnp.asarray(prompts)))
+
+    return Library(cost, generate, logits)
 
 
 def theirs(model: lx.LanguageModel) -> Library:
@@ -135,55 +158,77 @@ def theirs(model: lx.LanguageModel) -> Library:
         huggingface.save(model, path)
         peer = transformers.AutoModelForCausalLM.from_pretrained(path).eval()
 
-    def generate(prompts: np.ndarray, length: int) -> list[float]:
-        """The moments at which a token was drawn."""
+    peer.generation_config.eos_token_id = None  # no text ends early
+
+    @torch.inference_mode()
+    def timed(prompts: np.ndarray, length: int) -> tuple[np.ndarray, list[float]]:
+        """The new tokens, and the moments at which they were drawn."""
         ids, moments = torch.tensor(prompts), []
 
         def note(tokens, scores):
             moments.append(time.perf_counter())
             return torch.zeros(len(tokens), dtype=torch.bool)
 
-        with torch.inference_mode():
-            peer.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                min_new_tokens=length,
-                max_new_tokens=length,
-                pad_token_id=0,
-                stopping_criteria=transformers.StoppingCriteriaList([note]),
-            )
-        return moments
+        tokens = peer.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=length,
+            pad_token_id=0,
+            stopping_criteria=transformers.StoppingCriteriaList([note]),
+        )
+        return tokens[:, ids.shape[1] :].numpy(), moments
 
-    def seconds(prompts: np.ndarray, new_tokens: int, repeats: int) -> tuple[float, float]:
-        prompt, token = [], []
-        for turn in range(repeats + 1):
+    def cost(prompts: np.ndarray, new_tokens: int, repeats: int) -> Cost:
+        timed(prompts[:, :8], 2)
+        costs = []
+
+        def measure_once():
             start = time.perf_counter()
-            moments = generate(prompts, new_tokens + 1)
-            if turn > 0:
-                prompt.append(moments[0] - start)
-                token.append((moments[-1] - moments[0]) / new_tokens)
-        return statistics.median(prompt), statistics.median(token)
+            _, moments = timed(prompts, new_tokens + 1)
+            costs.append((moments[0] - start, (moments[-1] - moments[0]) / new_tokens))
 
-    return Library(seconds, generate)
+        memory = max(growth(measure_once) for _ in range(repeats))
+        prompt, token = map(statistics.median, zip(*costs, strict=True))
+        return Cost(prompt, token, memory)
+
+    @torch.inference_mode()
+    def logits(prompts: np.ndarray) -> np.ndarray:
+        return peer(torch.tensor(prompts), logits_to_keep=1).logits[:, -1].numpy()
+
+    return Library(cost, lambda prompts, length: timed(prompts, length)[0], logits)
 
 
 def measure(label: dict[str, Any], library: Library, size: Size) -> list[dict[str, Any]]:
     rows = []
     for batch in size.batches:
         for length in size.prompts:
-            prompts = np.random.default_rng(0).integers(size.vocabulary, size=(batch, length))
-            prompt, token = library.seconds(prompts, size.new_tokens, size.repeats)
-            library.generate(prompts, size.new_tokens)  # compiles
-            memory = growth(lambda: library.generate(prompts, size.new_tokens))
+            repeats = 1 if batch * length > 2**16 else 5  # of what takes up to a minute
+            found = library.cost(draw_prompts(batch, length, size), size.new_tokens, repeats)
             rows.append(
                 label
                 | {"batch": batch, "prompt": length}
-                | {"prompt ms": prompt / 1e-3, "ms per token": token / 1e-3}
-                | {"tokens/s": batch / token, "MiB": memory / 2**20}
+                | {"prompt ms": found.prompt / 1e-3, "ms per token": found.token / 1e-3}
+                | {"tokens/s": batch / found.token, "MiB": found.memory / 2**20}
             )
             print(harness.table(rows[-1:]), flush=True)
     return rows
+
+
+def agreement(mine: Library, peer: Library, size: Size) -> dict[str, Any]:
+    """By how much the logits differ, and how many of the tokens are the same."""
+    prompts = draw_prompts(max(size.batches), min(size.prompts), size)
+    same = mine.generate(prompts, size.new_tokens) == peer.generate(prompts, size.new_tokens)
+    return {
+        "batch": len(prompts),
+        "prompt": prompts.shape[1],
+        "logits differ by": harness.difference(mine.logits(prompts), peer.logits(prompts)),
+        "same greedy tokens": f"{np.sum(same)} of {same.size}",
+    }
+
+
+def draw_prompts(batch: int, length: int, size: Size) -> np.ndarray:
+    return np.random.default_rng(0).integers(size.vocabulary, size=(batch, length))
 
 
 def comparisons(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -191,6 +236,8 @@ def comparisons(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = {(r["model"], r["library"], r["batch"], r["prompt"]): r for r in rows}
     lines = []
     for (model, library, batch, prompt), row in found.items():
+        if library == "difference":
+            continue
         label = {"model": model, "batch": batch, "prompt": prompt}
         mine = found[model, "linax_like", batch, prompt]
         shortest = found[model, library, batch, min(key[3] for key in found)]

@@ -27,6 +27,8 @@ from .types import Aux, Frame, Grid, no_aux, Signal
 
 Group = tuple[tuple[AbstractBlockConfig, ...], int]  # a pattern, and how often it is repeated
 
+_OUTPUTS = ("out_proj", "down_proj", "shared/down_proj")  # by which a mixer writes to the stream
+
 
 @dataclass(frozen=True)
 class StackConfig(AbstractConfig):
@@ -37,9 +39,9 @@ class StackConfig(AbstractConfig):
     - `remat`: what the backward pass finds stored, pattern by pattern. `"none"`: no recomputation;
         `"dots"`: the outputs of matrix products; `"full"`: only the residual stream.
     - `unroll`: repeats per iteration of the loop over repeats.
-    - `branch_scale`: factor on the initial values of the projections (`out_proj`) by which mixers
-        write to the residual stream. One over the root of their number keeps the stream from growing
-        with depth (GPT-2).
+    - `branch_scale`: factor on the initial values of the projections (`out_proj`, an expert's
+        `down_proj`) by which mixers write to the residual stream. One over the root of their number
+        keeps the stream from growing with depth (GPT-2).
     """
 
     groups: tuple[Group, ...]
@@ -225,7 +227,8 @@ def _scale_branches(block: AbstractBlock, factor: float) -> AbstractBlock:
     """The block with its mixers' output projections, but not those within a mixer, scaled."""
 
     def scale(path, leaf: Array) -> Array:
-        return rescale(leaf, factor) if len(path) == 2 and path[1].name == "out_proj" else leaf
+        name = jax.tree_util.keystr(path[1:], simple=True, separator="/")  # within the mixer
+        return rescale(leaf, factor) if name in _OUTPUTS else leaf
 
     return block if factor == 1 else jax.tree_util.tree_map_with_path(scale, block)
 

@@ -132,10 +132,16 @@ def test_generate(text_run, capsys):
         assert main([*command, *sampling, "--seed", seed]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] != texts[2]
-    assert texts[0].startswith("Thé ")
+    assert texts[0].startswith("Thé ") and texts[0].endswith("\n")
     stop = texts[0][8:10]  # of the sixteen bytes that were drawn
     assert main([*command[:-1], "16", *sampling, "--stop", stop]) == 0
     assert capsys.readouterr().out == texts[0][: texts[0].index(stop, 4)] + "\n"
+
+
+def test_generate_ends_at_the_tokenizers_stop_tokens(text_run, capsys, monkeypatch):
+    monkeypatch.setattr(ByteTokenizer, "stop_tokens", tuple(range(256)))
+    assert main(["generate", str(text_run), "--prompt", "Thé ", "--length", "16"]) == 0
+    assert len(capsys.readouterr().out) == len("Thé ") + len("?\n")
 
 
 def test_text_is_shown_as_it_comes_but_not_what_stops_it(capsys):

@@ -24,7 +24,7 @@ QWEN = ("qwen3_5_text", "qwen3_next_moe", "qwen3next_seed2")
 
 @pytest.fixture(scope="module")
 def models():
-    return {name: huggingface.load(FOLDERS / name) for name in QWEN}
+    return {name: huggingface.load(FOLDERS / name) for name in (*QWEN, "olmo_hybrid")}
 
 
 def numbers(name):
@@ -38,7 +38,7 @@ def forward(model, tokens):
     return jax.vmap(lambda tokens: model(tokens).logits)(tokens)
 
 
-@pytest.mark.parametrize("name", QWEN)
+@pytest.mark.parametrize("name", [*QWEN, "olmo_hybrid"])
 def test_logits_are_those_of_transformers(models, name):
     tokens, expected = numbers(name)
     got = forward(models[name], tokens)
@@ -251,7 +251,7 @@ def test_open_sizes_must_be_stated(models, tmp_path):
         huggingface.save(model, tmp_path / "copy", "qwen3_5_text")
 
 
-# OLMo hybrid: no numbers of transformers, but its formulas and the names of its files.
+# OLMo hybrid, beyond the folder that transformers wrote: its formulas, and the names of its files.
 
 OLMO = {
     "model_type": "olmo_hybrid",
@@ -325,6 +325,21 @@ def test_olmo_hybrid_is_its_formulas(olmo_model, olmo_tensors):
     expected = olmo_hybrid_formulas.logits(wide, OLMO, tokens)
     got = forward(olmo_model, jnp.asarray(tokens[None], jnp.int32))[0]
     np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_olmo_hybrid_as_transformers_wrote_it(models, tmp_path):
+    """It cuts the convolutions into thirds, and calls norms otherwise than the model it reads."""
+    huggingface.save(models["olmo_hybrid"], tmp_path / "copy")
+    assert eqx.tree_equal(huggingface.load(tmp_path / "copy"), models["olmo_hybrid"])
+    ours, theirs = (
+        load_file(folder / "model.safetensors")
+        for folder in (tmp_path / "copy", FOLDERS / "olmo_hybrid")
+    )
+    shared = ours.keys() & theirs.keys()
+    assert len(shared) > 50
+    for name in shared:
+        if "conv1d" not in name:
+            np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
 def test_olmo_hybrid_as_transformers_writes_it_again(olmo_model, olmo_tensors, tmp_path):

@@ -137,6 +137,26 @@ def test_branches_start_smaller_by_the_root_of_their_number():
     assert 0.01 < jnp.std(std) < 0.03
 
 
+def test_experts_take_the_channel_mixers_place(tokens):
+    cfg = config(mlp_cls=lx.MixtureOfExpertsConfig, d_intermediate=12)
+    experts = lx.MixtureOfExpertsConfig(expert_features=12)
+    assert [block.channel_mixer for block in cfg.stack.layers] == [experts, experts]
+    assert lx.AbstractConfig.from_json(cfg.to_json()) == cfg
+    block = lx.ResidualBlockConfig(
+        lx.IdentitySequenceMixerConfig(),
+        dataclasses.replace(experts, shared_features=8, balance_loss=0.1),
+    )
+    plain = dataclasses.replace(cfg, stack=lx.StackConfig((((block,), 2),)))
+    small = dataclasses.replace(plain, stack=dataclasses.replace(plain.stack, branch_scale=0.5))
+    before, after = named_arrays(plain.build(KEY)), named_arrays(small.build(KEY))
+    ends = ("channel_mixer/down_proj", "channel_mixer/shared/down_proj")
+    for name, array in before.items():
+        factor = 0.5 if name.endswith(ends) else 1.0
+        np.testing.assert_array_equal(after[name], factor * np.asarray(array))
+    assert sum(name.endswith(ends) for name in before) == 4
+    assert small.build(KEY)(tokens).aux.loss > 0
+
+
 def test_only_a_mixers_own_output_is_scaled():
     inner = lx.LRUSequenceMixerConfig(4)
     block = lx.ResidualBlockConfig(lx.BidirectionalSequenceMixerConfig(inner, "project"), None)

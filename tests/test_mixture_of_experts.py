@@ -12,6 +12,8 @@ from jax.sharding import AxisType
 from meshes import mesh_of
 
 import linax_like as lx
+from linax_like.channel_mixers import mixture_of_experts
+from linax_like.ops.grouped_matmul import grouped_matmul
 
 
 KEY = jr.key(0, impl="rbg")
@@ -163,6 +165,19 @@ def test_padding_leaves_no_trace(mixer, x):
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, atol=1e-5), gradient, wanted)
     (value, y), _ = run(mixer, padded, jnp.zeros(TIME, bool), weight)
     assert value == 0 and (y == 0).all()
+
+
+def test_padding_takes_no_expert(mixer, x, monkeypatch):
+    taken = []
+
+    def listen(rows, weights, of):
+        taken.append(of.tolist())
+        return grouped_matmul(rows, weights, of)
+
+    monkeypatch.setattr(mixture_of_experts, "grouped_matmul", listen)
+    mixer(jnp.asarray(x[:3], jnp.float32), mask=jnp.asarray([True, False, True]))
+    assert len(taken) == 3 and taken[0] == taken[1] == taken[2]
+    assert [expert < 0 for expert in taken[0]] == [False, False, True, True, False, False]
 
 
 def test_reference():

@@ -109,6 +109,15 @@ def test_a_folder_is_never_overwritten(model, saved):
     assert same(lx.load_pretrained(empty), model)
 
 
+def test_every_shape_is_written_and_others_may_read_it(tmp_path):
+    arrays = {"number": np.ones(()), "turned": np.arange(6).reshape(2, 3).T}
+    folders.write_folder(tmp_path / "saved", "{}", arrays.items(), 10**9)
+    again = load_file(tmp_path / "saved" / "model.safetensors")
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(again[name], array, strict=True)
+    assert (tmp_path / "saved").stat().st_mode & 0o777 == 0o755
+
+
 def test_a_failed_write_leaves_nothing(model, tmp_path, monkeypatch):
     def fail(path):
         raise OSError("disk full")

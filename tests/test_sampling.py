@@ -28,6 +28,10 @@ def test_cuts_keep_the_most_likely():
         np.testing.assert_array_equal(cut[jnp.isfinite(cut)], LOGITS[jnp.isfinite(cut)])
 
 
+def test_the_fewest_that_reach_top_p():
+    assert jnp.isfinite(keep_top_p(jnp.zeros(4), 0.5)).tolist() == [True, True, False, False]
+
+
 def test_samples_follow_the_tempered_distribution():
     p = np.asarray([0.5, 0.3, 0.2])
     keys = jr.split(jr.key(5), 20_000)
@@ -54,6 +58,12 @@ def test_cuts_come_after_temperature_in_the_documented_order():
     p = jax.nn.softmax(adjust(LOGITS, sampling._replace(min_p=None)))
     np.testing.assert_allclose(p, squared * kept / squared[kept].sum(), rtol=1e-5)
     assert jax.nn.softmax(adjust(LOGITS, sampling)).tolist() == [0, 1, 0, 0]
+
+
+def test_half_precision_is_widened_first():
+    logits = jnp.asarray([1.0, 0.0], jnp.bfloat16)
+    p = jax.nn.softmax(adjust(logits, Sampling(temperature=3.0)))
+    np.testing.assert_allclose(p[0], 1 / (1 + np.exp(-1 / 3)), rtol=1e-6)
 
 
 def test_what_was_seen_is_penalized():

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 import linax_like as lx
+from linax_like.inference import Sampling
+from linax_like.inference.rows import open_row, Setup
+from linax_like.inference.speculative import speculate_row
 
 
 KEY = jr.key(0, impl="rbg")
@@ -49,6 +52,24 @@ def test_greedy_text_is_the_models(mixer):
     assert got.lengths.tolist() == plain.lengths.tolist()
     np.testing.assert_allclose(got.log_probabilities, plain.log_probabilities, atol=1e-5)
     assert {1, 4} <= set(sizes) <= {1, 2, 3, 4}  # nothing kept, everything, and what is between
+
+
+def test_states_are_those_of_what_was_kept():
+    """Of the model and of the draft, after a block of which not all was kept."""
+    model, prompt = build(lx.LRUSequenceMixerConfig(4), 11), jnp.asarray([1, 2, 3])
+    draft = disturbed(model, 0.3)
+    setup = Setup(model, draft, 3, Sampling(temperature=0.0), jnp.zeros((0,), jnp.int32))
+    row = open_row(setup, KEY, prompt, None, 24, jnp.int32(0))
+    advance = jax.jit(lambda row: speculate_row(setup, row))
+    kept = []
+    for _ in range(6):
+        before, row = row.length, advance(row)
+        kept.append(int(row.length - before))
+    assert min(kept) < 4
+    read = jnp.concatenate([prompt, row.tokens[: row.length - 1]])  # all but the newest
+    for one, state in ((model, row.state), (draft, row.draft_state)):
+        expected, _ = one.prefill(one.init_state(len(read)), read)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), state, expected)
 
 
 @pytest.mark.parametrize("drafted", [False, True], ids=["alone", "drafted"])

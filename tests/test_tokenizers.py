@@ -54,6 +54,18 @@ def test_decoding_undoes_encoding_at_once_and_token_by_token(tokenizer, text):
         assert "".join(pieces) + stream.finish() == text
 
 
+def test_a_token_may_be_told_otherwise_at_the_beginning(tmp_path):
+    """Its space belongs to it, but not as the first of a text."""
+    import tokenizers
+
+    words = tokenizers.models.WordLevel({"?": 0, "▁one": 1, "▁two": 2}, unk_token="?")
+    tokenizer = tokenizers.Tokenizer(words)
+    tokenizer.decoder = tokenizers.decoders.Metaspace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    stream = lx.load_tokenizer(tmp_path).stream()
+    assert [stream.push([token]) for token in (1, 2, 1)] == ["one", " two", " one"]
+
+
 def test_broken_characters_are_replaced(tokenizer):
     tokens = [*tokenizer.encode("a🦜")[:-1], *tokenizer.encode("b")]
     assert tokenizer.decode(tokens) == "a\ufffdb"

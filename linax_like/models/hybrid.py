@@ -116,12 +116,13 @@ def hybrid_language_model(
     - `d_state`: `state_dim` of the mixers that have one: Centaurus, LinOSS, LRU, Mamba, Mamba2, S4,
         S4D, S5, S7. The others size their state by heads or by the width.
     - `mixer_types`: one name per layer, `n_layer` in all. A pattern that repeats is compiled once.
-    - `d_intermediate`: hidden width of every layer's channel mixer, rounded to a multiple of 8; with
-        0 there is none.
+    - `d_intermediate`: hidden width of every layer's channel mixer, rounded to a multiple of 8, or of
+        each expert, as it is; with 0 there is no channel mixer.
     - `mixer_kwargs`: other options than the defaults: `{"num_heads": 4}` for all mixers that have
         it, `{"attn": {"num_heads": 4}}` for those of a type, `{2: {"num_heads": 4}}` for a layer,
         counted from 0. The more specific one holds.
-    - `mlp_cls`: type of the channel mixers. The default is the gated MLP of lrnnx and Mamba.
+    - `mlp_cls`: type of the channel mixers, such as `MixtureOfExpertsConfig`. The default is the
+        gated MLP of lrnnx and Mamba.
     - `norm_epsilon`, `rms_norm`: of all norms; LayerNorm if not `rms_norm`.
     - `fused_add_norm`: changes nothing: XLA fuses the norms with the sums before them in any case.
     - `residual_in_fp32`: with `dtype=bfloat16`, keep the residual stream in float32.
@@ -167,12 +168,14 @@ def _channel_mixer(
 ) -> AbstractChannelMixerConfig | None:
     if hidden == 0:
         return None
-    if "expand" not in _fields(cls):
+    sizes = {"expand": hidden / max(width, 1), "expert_features": hidden}
+    size = {name: value for name, value in sizes.items() if name in _fields(cls)}
+    if not size:
         raise ValueError(
             f"`mlp_cls={cls.__name__}` has no hidden layer that could be d_intermediate={hidden} "
-            "wide. Give a type with the field `expand`, such as `SwiGLUConfig`."
+            "wide. Give a type with the field `expand` or `expert_features`, such as `SwiGLUConfig`."
         )
-    return cls(**{"expand": hidden / max(width, 1)})
+    return cls(**size)
 
 
 def _mixers(
