@@ -243,7 +243,7 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         cfg, weight = self.config, self.short_weight
         boundary = cfg.short_boundary or cfg.convolution.boundary
         if u.ndim > 2:
-            refuse_axis_name(self, context)
+            refuse_axis_name(self.convolutions[0], context)
             u = grid_short_conv(u, weight, self.short_bias, boundary)
             return context.blank_padding(u)
         whole = whole_sequence(self, len(u), context, cfg.convolution.boundary[0])
@@ -266,4 +266,5 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         return jnp.zeros(shape, accumulation_dtype(dtype))
 
     def _require_causal(self) -> None:
-        require_causal(self, "give its `convolution` the `boundary` ('causal',)")
+        remedy = "give the operator's `convolution` the `boundary` ('causal',)"
+        require_causal(self.convolutions[0], remedy)
