@@ -32,8 +32,8 @@ from ..ops.whole_sequence import per_document
 from ..precision import accumulation_dtype
 from ..types import Frame, Grid, Signal
 from .base import keep_at_padding, refuse_axis_name, require_causal
-from .ckconv import CKConvSequenceMixer, CKConvSequenceMixerConfig, whole_sequence
-from .convolution_history import ConvolutionState, gates_and_convolutions
+from .ckconv import CKConvSequenceMixer, CKConvSequenceMixerConfig
+from .convolution_history import ConvolutionState, gates_and_convolutions, whole_sequence
 from .operators import AbstractQKVOperatorConfig, AbstractRecurrentQKVOperator
 
 
