@@ -184,7 +184,7 @@ class CKConvSequenceMixer(AbstractRecurrentMixer[ConvolutionState]):
         if self.sampled is None:
             pairs = zip(spatial_dims, boundary, strict=True)
             lags = math.prod(len(_lags(size, kind)) for size, kind in pairs)
-            forward += self.kernel.flop_count(lags) + lags * len(self.kernel.out_weight)
+            forward += self.kernel.flop_count(lags) + lags * self.kernel.out_weight.shape[0]
             forward += 0 if self.mask is None else self.mask.flop_count(lags)
         return forward if inference else 3 * forward
 

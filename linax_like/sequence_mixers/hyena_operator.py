@@ -203,7 +203,7 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         )
         forward = points * self.in_features * (4 * norms + gates)
         if self.short_weight is not None:
-            taps = self.short_weight[..., 0].size
+            taps = cfg.short_width ** len(spatial_dims)
             forward += self.short_weight.shape[-1] * grid_short_conv_flops(spatial_dims, taps)
         forward += sum(c.flop_count(spatial_dims, inference=True) for c in self.convolutions)
         return forward if inference else 3 * forward
