@@ -226,7 +226,8 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         return states, context.blank_padding(y)
 
     def _normalize(self, x: Float[Array, "*space features"]) -> Float[Array, "*space features"]:
-        heads = x.reshape(*x.shape[:-1], self.config.convolution.num_heads, -1)
+        count = self.config.convolution.num_heads
+        heads = x.reshape(*x.shape[:-1], count, x.shape[-1] // count)
         return divide_by_norm(heads, 1e-12).reshape(x.shape).astype(x.dtype)
 
     def _short(self, past: Array, u: Signal, context: SequenceContext) -> tuple[Array, Signal]:
