@@ -218,9 +218,9 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
             q = self._normalize(q)
             k = self._normalize(k) if cfg.gate == "identity" else k
         gates = [_GATES[cfg.gate](k), *map(_GATES[cfg.out_gate], others)]
-        if self.gate_norm is not None:
+        if (norm := self.gate_norm) is not None:
             convolve, *later = convolutions
-            convolutions = [lambda z: convolve(self.gate_norm(z)), *later]
+            convolutions = [lambda z: convolve(norm(z)), *later]
         states, y = gates_and_convolutions(q, gates, convolutions)
         y = y if self.output_norm is None else self.output_norm(y)
         return states, context.blank_padding(y)
