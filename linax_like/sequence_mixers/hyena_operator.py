@@ -244,7 +244,7 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         cfg, weight = self.config, self.short_weight
         boundary = cfg.short_boundary or cfg.convolution.boundary
         if u.ndim > 2:
-            refuse_axis_name(self.convolutions[0], context)
+            refuse_axis_name(self, context)
             u = grid_short_conv(u, weight, self.short_bias, boundary)
             return context.blank_padding(u)
         whole = whole_sequence(self, len(u), context, cfg.convolution.boundary[0])
