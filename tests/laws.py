@@ -556,9 +556,9 @@ def _check_padded(form: Form, mixer: AbstractSequenceMixer, layout: Layout) -> N
 # Law 7: time split over devices.
 
 
-def check_time_split(mixer: AbstractSequenceMixer) -> None:
+def check_time_split(mixer: AbstractSequenceMixer, packed: bool = True) -> None:
     """Time split over a mesh axis is one device: outputs, state, and their gradients."""
-    plain, full = layouts(mixer)
+    plain, full = layouts(mixer) if packed else (PLAIN, PLAIN)
     _, y = push(over_time(whole), mixer, (), jnp.asarray(X), None)
     assert_close(y, run(whole, mixer, plain).y, "time split")
     form, state = (prefilled, earlier_state(mixer)) if can_step(mixer) else (whole, None)

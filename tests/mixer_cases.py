@@ -229,14 +229,9 @@ CASES = [
             qkv_bias=True,
             out_proj_bias=True,
         ),
+        {"scale": "its published projections begin with a third of attention's variance"},
         splits_time=False,
         max_length=512,
-    ),
-    MixerCase(
-        "qkv_s5",
-        lx.QKVSequenceMixerConfig(
-            lx.S5SequenceMixerConfig(state_dim=8), in_init=lx.SmallInitializerConfig()
-        ),
     ),
     MixerCase(
         "retention",

@@ -62,6 +62,10 @@ class BlendOperator(lx.AbstractQKVOperator):
         q, k, v, gate = streams
         return (q + k + v * gate) * context.condition * self.gain
 
+    @property
+    def complexity(self):
+        return "O(L · d)"
+
     def flop_count(self, spatial_dims, inference=False):
         return 7
 
@@ -123,8 +127,8 @@ def test_slow_parameters_of_an_operator_are_found():
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"inside-{case.id}")
 def test_every_mixer_fits_inside(case):
-    inner = case.config.build(8, KEY)
-    mixer = QKV(case.config).build(8, KEY)
+    build = lambda config: eqx.filter_eval_shape(config.build, 8, KEY)
+    inner, mixer = build(case.config), build(QKV(case.config))
     assert (mixer.causal, mixer.uses) == (inner.causal, inner.uses)
     assert eqx.filter_eval_shape(mixer, X).shape == X.shape
     if not mixer.causal:
