@@ -76,18 +76,6 @@ CASES = [
         leak=FFT_LEAK,
     ),
     MixerCase(
-        "ckconv",
-        lx.CKConvSequenceMixerConfig(
-            kernel=lx.SIRENKernelConfig(8, frequencies=(0.5, 2.0), off_block_scale=0.1),
-            mask=lx.GaussianMaskConfig((0.5, 2.0), parametrization="log"),
-            extent=16.0,
-            num_heads=2,
-            max_documents=3,
-        ),
-        max_steps=1024,
-        leak=FFT_LEAK,
-    ),
-    MixerCase(
         "ckconv_circular",
         lx.CKConvSequenceMixerConfig(
             ("circular",), lx.RandomFourierKernelConfig(8, 1, 0.5), extent=8.0
@@ -153,13 +141,16 @@ CASES = [
         max_steps=1024,
         leak=FFT_LEAK,
     ),
-    MixerCase(
+    MixerCase(  # around a causal CKConv, which obeys what this does
         "hyena_operator",
         lx.QKVSequenceMixerConfig(
             lx.HyenaOperatorConfig(
-                3,
-                lx.CKConvSequenceMixerConfig(
-                    kernel=lx.SIRENKernelConfig(8, 1, (1.0,)), extent=16.0, max_documents=3
+                convolution=lx.CKConvSequenceMixerConfig(
+                    kernel=lx.SIRENKernelConfig(8, 1, frequencies=(0.5, 2.0), off_block_scale=0.1),
+                    mask=lx.GaussianMaskConfig((0.5, 2.0), parametrization="log"),
+                    extent=16.0,
+                    num_heads=2,
+                    max_documents=3,
                 ),
                 short_bias=True,
             )

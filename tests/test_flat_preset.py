@@ -22,8 +22,8 @@ def test_transformer():
         vocab_size=7, d_model=16, n_layers=2, max_len=16, pos_encoder=True, rope=True,
         spatial_args={"num_heads": 2, "causal": True}, channel_args={"expand": 4.0},
     )  # fmt: skip
-    model = config.build(KEY)
-    assert model(TOKENS).logits.shape == (9, 7)
+    model = eqx.filter_eval_shape(config.build, KEY)
+    assert eqx.filter_eval_shape(model, TOKENS).logits.shape == (9, 7)
     assert model.complexity == "O(L² · d + L · d²)"
     mixer = config.stack.layers[0].sequence_mixer
     assert mixer == lx.AttentionSequenceMixerConfig(num_heads=2, rope_base=10000.0)
@@ -37,9 +37,15 @@ def test_kronecker_language_model():
         channel_mixer=lx.SwiGLUConfig,
     )  # fmt: skip
     model = config.build(KEY)
-    state, logits = model.prefill(model.init_state(20), TOKENS[:5])
-    state, logits = model.step(state, TOKENS[5])
-    assert jnp.allclose(logits.logits, model(TOKENS).logits[5], atol=1e-5)
+
+    @eqx.filter_jit
+    def forms(model):
+        state, _ = model.prefill(model.init_state(20), TOKENS[:5])
+        _, stepped = model.step(state, TOKENS[5])
+        return stepped.logits, model(TOKENS).logits[5]
+
+    stepped, whole = forms(model)
+    assert jnp.allclose(stepped, whole, atol=1e-5)
     assert model.complexity == "O(L^1.5 · d + L · d²)"
     assert config.embedding.positions == lx.LearnedPositionsConfig(20)
 
@@ -65,7 +71,7 @@ def test_vision_transformer_with_positions_of_ones_own():
         unembedder=lx.ClassificationHeadConfig, unembedder_args={"pooling": "mean"},
         spatial_args={"causal": False},
     )  # fmt: skip
-    model = config.build(KEY)
+    model = eqx.filter_jit(config.build(KEY))
     image = jr.normal(KEY, (8, 8, 1))
     assert model(image).logits.shape == (10,)
     swapped = jnp.roll(image, 4, axis=0)  # without positions, patches would be a set
@@ -103,8 +109,8 @@ class LinearMixer(lx.AbstractSequenceMixer):
 
 def test_a_mixer_of_ones_own_needs_no_registration():
     config = lx.presets.sequence_model(7, 16, 2, max_len=9, spatial_mixer=LinearMixerConfig)
-    model = config.build(KEY)
-    assert model(TOKENS).logits.shape == (9, 7)
+    model = eqx.filter_eval_shape(config.build, KEY)
+    assert eqx.filter_eval_shape(model, TOKENS).logits.shape == (9, 7)
     assert model.complexity == "O(L² · d + L · d²)"
     ours = lx.LinearSequenceMixerConfig(9).build(16, jr.key(3))
     x, mixer = jr.normal(KEY, (9, 16)), LinearMixer(16, ours.weight)

@@ -10,13 +10,16 @@ import linax_like as lx
 
 
 HEADS = 2  # of every case here
+SLOW = pytest.mark.slow
 CASES = {
     "attn_1d_causal_norope": {},
+    "attn_2d_qknorm1_norope": {"causal": False, "qk_norm": "l2"},
+    "attn_3d_qknorm0_norope": {"causal": False},
+}
+AGAIN = {  # the same on grids of other axes
     "attn_1d_qknorm0_norope": {"causal": False},
     "attn_1d_qknorm1_norope": {"causal": False, "qk_norm": "l2"},
     "attn_2d_qknorm0_norope": {"causal": False},
-    "attn_2d_qknorm1_norope": {"causal": False, "qk_norm": "l2"},
-    "attn_3d_qknorm0_norope": {"causal": False},
 }
 
 
@@ -43,10 +46,10 @@ def check(module, apply, data, *inputs):
     assert_gradients(d_module, weights(data, "grad"), 1e-4)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=SLOW) for name in AGAIN)])
 def test_attention(name):
     data = load(f"nvsubquadratic/{name}")
-    operator = lx.AttentionOperatorConfig(HEADS, rope_base=None, **CASES[name])
+    operator = lx.AttentionOperatorConfig(HEADS, rope_base=None, **(CASES | AGAIN)[name])
     mixer = lx.QKVSequenceMixerConfig(operator).build(24, KEY)
     mixer = with_arrays(mixer, **weights(data, "param"))
     check(mixer, lambda mixer, x: mixer(x), data, "x")

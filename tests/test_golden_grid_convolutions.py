@@ -15,6 +15,12 @@ import linax_like as lx
 
 
 FORWARD, GRADIENT = 1e-5, 1e-4
+# Another test here shows the same of other axes, or of what is built around it.
+AGAIN = {
+    "kernel": {"siren_1d", "siren_2d", "siren_3d"},
+    "ckconv": {"1d_zero", "1d_circular", "2d_zero", "2d_circular"},
+    "hyena": {"1d_circular", "2d_zero", "3d_circular"},
+}
 SIREN = lx.SIRENKernelConfig(16)
 EMBEDDING = "positional_embedding.linear"
 KERNELS = {  # the config, and the extent
@@ -90,7 +96,12 @@ def check(data, run, module, inputs, to_arrays):
     return d_inputs
 
 
-@pytest.mark.parametrize("name", KERNELS)
+def cases(kind, names):
+    slow = lambda name: [pytest.mark.slow] if name in AGAIN[kind] else []
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=slow(n)) for n in names])
+
+
+@cases("kernel", KERNELS)
 def test_kernels(name):
     data, (config, extent) = load(f"nvsubquadratic/kernel_{name}"), KERNELS[name]
     arrays_of = fourier_arrays if name == "rff_2d" else siren_arrays
@@ -159,7 +170,7 @@ GRIDS = {  # the boundary, axes, and extent
 }
 
 
-@pytest.mark.parametrize("name", [name for name in GRIDS if name != "3d_circular"])
+@cases("ckconv", [name for name in GRIDS if name != "3d_circular"])
 def test_ckconv(name):
     data = load(f"nvsubquadratic/ckconv_{name}")
     arrays = lambda prefix: ckconv_arrays(lambda key: data.get(f"{prefix}/{key}"))
@@ -190,7 +201,7 @@ def hyena_arrays(get):
     ]
 
 
-@pytest.mark.parametrize("name", HYENAS)
+@cases("hyena", HYENAS)
 def test_hyena(name):
     data = load(f"nvsubquadratic/hyena_{name}")
     convolution = ckconv(*GRIDS[name if name in GRIDS else "2d_zero"])

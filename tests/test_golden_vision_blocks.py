@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from golden_numbers import assert_close, KEY, load
 from test_golden_grid_convolutions import check, fill, GRADIENT, hyena_arrays
 
@@ -40,7 +41,9 @@ def block_arrays(get):
 BLOCK = lx.ResidualBlockConfig(hyena(), lx.SwiGLUConfig(expand=2.0))
 
 
+@pytest.mark.slow
 def test_residual_block():
+    """Alone; the classifier has two."""
     data = load("nvsubquadratic/residual_block_2d")
     arrays = lambda prefix: block_arrays(lambda key: data.get(f"{prefix}/{key}"))
     block = fill(BLOCK.build(8, KEY), arrays("param"))
