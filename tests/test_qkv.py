@@ -71,10 +71,19 @@ class BlendOperator(lx.AbstractQKVOperator):
 
 
 def test_a_mixer_stands_between_gates():
+    @eqx.filter_jit
+    def forms(mixer, x):
+        q, k, v = jnp.split(x @ mixer.qkv_proj.T + mixer.qkv_bias, 3, axis=-1)
+        inside = mixer.operator.mixer(q * k) * v
+        state, first = mixer.prefill(mixer.init_state(12), x[:11])
+        _, last = mixer.step(state, x[11])
+        by_parts = jnp.concatenate([first, last[None]])
+        return mixer(x), by_parts, inside @ mixer.out_proj.T + mixer.out_bias
+
     mixer = QKV(S5, qkv_bias=True, out_proj_bias=True).build(8, KEY)
-    q, k, v = jnp.split(X @ mixer.qkv_proj.T + mixer.qkv_bias, 3, axis=-1)
-    inside = mixer.operator.mixer(q * k) * v
-    assert_close(call(mixer, X), inside @ mixer.out_proj.T + mixer.out_bias, "f(q ⊙ k) ⊙ v")
+    whole, by_parts, expected = forms(mixer, X)
+    assert_close(whole, expected, "f(q ⊙ k) ⊙ v")
+    assert_close(by_parts, whole, "prefill and step")
 
 
 def test_further_streams_and_the_condition_reach_the_operator():
