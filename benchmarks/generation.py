@@ -9,6 +9,7 @@ tokens. Memory is how far the process grew during one call of `generate`, withou
 The models have two layers of width 128, so that all of it takes minutes on two cores.
 """
 
+import ctypes
 import dataclasses
 import gc
 import importlib.util
@@ -253,6 +254,7 @@ def comparisons(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def growth(call: Callable[[], Any]) -> float:
     """The bytes by which a call takes this process beyond what it held (Linux only)."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # else what was freed is held, and used again unseen
     Path("/proc/self/clear_refs").write_text("5")  # begins a new peak
     before = _kibibytes("VmRSS")
     jax.block_until_ready(call())

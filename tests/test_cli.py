@@ -160,7 +160,7 @@ def test_text_is_shown_as_it_comes_but_not_what_stops_it(capsys):
     assert shown() == "start EN\n"
 
 
-def test_any_kind_of_folder_is_loaded(text_run, digits_run, tmp_path):
+def test_any_kind_of_folder_is_loaded(text_run, tmp_path):
     model, tokenizer = load_model(str(text_run))
     assert isinstance(tokenizer, ByteTokenizer)
     lx.save_pretrained(model, tmp_path / "saved")
