@@ -70,3 +70,5 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.section(f"{len(waivers)} laws waived in tests/mixer_cases.py")
     for case, law, why in waivers:
         terminalreporter.line(f"{case}: {law}: {why}")
+    variants = [case.id for case in CASES if case.variant]
+    terminalreporter.line(f"Fewer laws, as variants of a class: {', '.join(variants)}")

@@ -20,6 +20,8 @@ class MixerCase:
         `segments`), linear and Kronecker mixers (`time_split`), spatial grids (`segments`), and
         zero-initialised or parity configurations (`scale`) may be waived.
     - `splits_time`: False while `context.axis_name` is refused with an error.
+    - `variant`: another configuration of a class in the table, whose other case shows the laws of
+        dtypes, lengths, sizes and batches; here those of steps, splits, documents and padding.
     - `free`: the mixer does no arithmetic.
     - `max_length`: the longest sequence that one call is tested with.
     - `max_steps`: how many steps it is tested with, where a step takes time in proportion to them.
@@ -31,6 +33,7 @@ class MixerCase:
     config: AbstractSequenceMixerConfig
     waived: dict[Law, str] = field(default_factory=dict)
     splits_time: bool = True
+    variant: bool = False
     free: bool = False
     max_length: int = 65_536
     max_steps: int = 65_536
@@ -60,6 +63,7 @@ CASES = [
         ),
         splits_time=False,
         max_length=512,
+        variant=True,
     ),
     MixerCase(
         "bidirectional",
@@ -74,6 +78,7 @@ CASES = [
         "centaurus_full",
         lx.CentaurusSequenceMixerConfig("full", sub_state_dim=2, discretization="bilinear"),
         leak=FFT_LEAK,
+        variant=True,
     ),
     MixerCase(
         "ckconv",
@@ -96,6 +101,7 @@ CASES = [
             "mask": "the circle of a padded sequence has another length",
             "segments": "documents cannot share a circle",
         },
+        variant=True,
     ),
     MixerCase(
         "ckconv_zero",
@@ -107,6 +113,7 @@ CASES = [
             spacing=0.5,
             max_documents=3,
         ),
+        variant=True,
     ),
     MixerCase(
         "delta_net",
@@ -177,6 +184,7 @@ CASES = [
         ),
         max_steps=1024,
         leak=FFT_LEAK,
+        variant=True,
     ),
     MixerCase("identity", lx.IdentitySequenceMixerConfig(), free=True),
     MixerCase(  # of fewer values, all can be small, and their norm then magnifies bfloat16's rounding
@@ -199,7 +207,7 @@ CASES = [
         max_length=64,
     ),
     MixerCase("linoss", lx.LinOSSSequenceMixerConfig(8, discretization="IM", damping=False)),
-    MixerCase("linoss_damped", lx.LinOSSSequenceMixerConfig(state_dim=8)),
+    MixerCase("linoss_damped", lx.LinOSSSequenceMixerConfig(state_dim=8), variant=True),
     MixerCase("lru", lx.LRUSequenceMixerConfig(state_dim=8)),
     MixerCase("mamba", lx.MambaSequenceMixerConfig(4)),
     MixerCase(
@@ -218,6 +226,7 @@ CASES = [
             timestep_decay="learned",
             proj_bias=True,
         ),
+        variant=True,
     ),
     MixerCase("min_gru", lx.MinGRUSequenceMixerConfig(candidate="positive")),
     MixerCase("min_lstm", lx.MinLSTMSequenceMixerConfig(expand=2)),
@@ -231,12 +240,14 @@ CASES = [
         ),
         splits_time=False,
         max_length=512,
+        variant=True,
     ),
     MixerCase(
         "qkv_s5",
         lx.QKVSequenceMixerConfig(
             lx.S5SequenceMixerConfig(state_dim=8), in_init=lx.SmallInitializerConfig()
         ),
+        variant=True,
     ),
     MixerCase(
         "retention",
@@ -245,20 +256,28 @@ CASES = [
         ),
     ),
     MixerCase("rg_lru", lx.RGLRUSequenceMixerConfig(lru_width=12, num_heads=2)),
-    MixerCase("rg_lru_complex", lx.RGLRUSequenceMixerConfig(states="complex", short_width=2)),
+    MixerCase(
+        "rg_lru_complex",
+        lx.RGLRUSequenceMixerConfig(states="complex", short_width=2),
+        variant=True,
+    ),
     MixerCase("rwkv7", lx.RWKV7SequenceMixerConfig(2, head_dim=3, decay_rank=2, chunk=5)),
     MixerCase("s4", lx.S4SequenceMixerConfig(state_dim=8), leak=FFT_LEAK),
-    MixerCase("s4_legt", lx.S4SequenceMixerConfig(4, n_ssm=2, init="legt"), leak=FFT_LEAK),
+    MixerCase(
+        "s4_legt", lx.S4SequenceMixerConfig(4, n_ssm=2, init="legt"), leak=FFT_LEAK, variant=True
+    ),
     MixerCase("s4d", lx.S4DSequenceMixerConfig(state_dim=8), leak=FFT_LEAK),
     MixerCase(
         "s4d_real",
         lx.S4DSequenceMixerConfig(4, init="real", discretization="bilinear"),
         leak=FFT_LEAK,
+        variant=True,
     ),
     MixerCase("s5", lx.S5SequenceMixerConfig(state_dim=8)),
     MixerCase(
         "s5_bidirectional",
         lx.S5SequenceMixerConfig(8, bidirectional=True, conj_sym=False, discretization="bilinear"),
+        variant=True,
     ),
     MixerCase("s7", lx.S7SequenceMixerConfig(state_dim=4)),
 ]
