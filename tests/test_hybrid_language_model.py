@@ -63,7 +63,9 @@ def test_every_mixer_that_can_read_text_has_a_name():
     wrappers = {
         lx.AbstractSequenceMixerConfig,
         lx.BidirectionalSequenceMixerConfig,
+        lx.GridOrdersSequenceMixerConfig,
         lx.IdentitySequenceMixerConfig,
+        lx.QKVSequenceMixerConfig,
     }
     assert set(MIXERS.values()) == public - wrappers
 
