@@ -154,6 +154,9 @@ def test_text_is_shown_as_it_comes_but_not_what_stops_it(capsys):
         for text in ("d", "EEN", "D no more"):
             printer.write(text)
     assert shown() == "dE"
+    printer = Printer("", "ABAC")
+    printer.write("ABA")
+    assert shown() == ""
     printer = Printer("start ", "END")
     printer.write("E")
     printer.finish("N")

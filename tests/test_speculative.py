@@ -38,7 +38,7 @@ def test_greedy_text_is_the_models():
     """Of a model whose layers have the kinds of state that there are."""
     model = build(lx.MambaSequenceMixerConfig(4), ATTENTION, vocabulary=11)
     prompts, length = [[1, 2, 3], [4, 5, 6], [9, 0, 10]], 24
-    options = {"temperature": 0.0, "repetition_penalty": 1.3, "stop_tokens": [2]}
+    options = {"temperature": 0.0, "repetition_penalty": 2.0, "stop_tokens": [2]}
     plain = lx.generate(model, prompts, length, KEY, **options)
     sizes = []
     hear = lambda row, tokens: sizes.append(len(tokens))
