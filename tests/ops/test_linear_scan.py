@@ -16,6 +16,8 @@ from linax_like.ops import ComplexPair, final_state, linear_scan
 TIME, STATE = 13, 3
 BACKENDS = ("reference", "associative", "xla")
 OPTIONS = ("plain", "h0", "resets", "mask", "all")
+# Every option in one direction, and everything at once in both.
+CALLS = [*zip(OPTIONS, (False, True, False, True, False), strict=True), ("all", True)]
 
 
 def loop(a, b, h0, resets, mask, reverse):
@@ -74,23 +76,22 @@ def expected_states(a, b, h0, resets, mask, reverse):
 def test_states_and_gradients(kind, constant, backend):
     """Gradients against central differences of the loop, which are exact where it is linear."""
     with jax.enable_x64():
-        for option in OPTIONS:
-            for reverse in (False, True):
-                a, b, h0, resets, mask, weight = example(kind, constant, option)
-                given = tuple(map(as_array, (a, b, h0)))
-                run = jax.jit(loss_and_states, static_argnames=("backend", "reverse"))
-                keywords = dict(resets=resets, mask=mask, reverse=reverse, backend=backend)
-                (_, states), grads = run(given, as_array(weight), **keywords)
-                expected = expected_states(a, b, h0, resets, mask, reverse)
-                np.testing.assert_allclose(as_numpy(states), expected, rtol=1e-11, atol=1e-11)
+        for option, reverse in CALLS:
+            a, b, h0, resets, mask, weight = example(kind, constant, option)
+            given = tuple(map(as_array, (a, b, h0)))
+            run = jax.jit(loss_and_states, static_argnames=("backend", "reverse"))
+            keywords = dict(resets=resets, mask=mask, reverse=reverse, backend=backend)
+            (_, states), grads = run(given, as_array(weight), **keywords)
+            expected = expected_states(a, b, h0, resets, mask, reverse)
+            np.testing.assert_allclose(as_numpy(states), expected, rtol=1e-11, atol=1e-11)
 
-                def oracle(*z, rest=(resets, mask, reverse), weight=weight):
-                    return np.sum(expected_states(*z, *rest) * weight.conj()).real
+            def oracle(*z, rest=(resets, mask, reverse), weight=weight):
+                return np.sum(expected_states(*z, *rest) * weight.conj()).real
 
-                for i, got in enumerate(grads):
-                    if got is not None:
-                        numeric = differences(oracle, (a, b, h0), i)
-                        np.testing.assert_allclose(as_numpy(got), numeric, rtol=1e-6, atol=1e-7)
+            for i, got in enumerate(grads):
+                if got is not None:
+                    numeric = differences(oracle, (a, b, h0), i)
+                    np.testing.assert_allclose(as_numpy(got), numeric, rtol=1e-6, atol=1e-7)
 
 
 def loss_and_states(given, weight, **keywords):
