@@ -9,6 +9,7 @@ tokens. Memory is how far the process grew during one call of `generate`, withou
 The models have two layers of width 128, so that all of it takes minutes on two cores.
 """
 
+import ctypes
 import dataclasses
 import gc
 import importlib.util
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,6 +75,11 @@ def compare(name: str, size: Size, has_peer: bool) -> list[dict[str, Any]]:
     label = {"model": name, "parameters": lx.count_parameters(model)}
     mine = ours(model)
     rows = measure(label | {"library": "linax_like"}, mine, size)
+    for batch in size.batches:
+        ends = [draw_prompts(batch, f(size.prompts), size) for f in (min, max)]
+        where = {"library": "late / early position", "batch": batch, "prompt": max(size.prompts)}
+        ratio = late_over_early(model, *ends, size.new_tokens)
+        rows.append({"model": name} | where | {"ms per token": ratio})
     if has_peer:
         peer = theirs(model)
         rows += measure(label | {"library": "transformers"}, peer, size)
@@ -108,22 +115,37 @@ class Library(NamedTuple):
     logits: Callable[[np.ndarray], np.ndarray]
 
 
+@eqx.filter_jit
+def read(model, prompts, new_tokens):
+    """The states after the prompts, and the next tokens."""
+    state = model.init_state(prompts.shape[1] + new_tokens)
+    states, output = jax.vmap(partial(model.prefill, state, num_last_tokens=1))(prompts)
+    return states, jnp.argmax(output.logits[:, -1], -1)
+
+
+@eqx.filter_jit
+def go_on(model, states, tokens, new_tokens):
+    def step(carry, _):
+        states, output = jax.vmap(model.step)(*carry)
+        return (states, jnp.argmax(output.logits, -1)), None
+
+    return jax.lax.scan(step, (states, tokens), length=new_tokens)[0]
+
+
+def late_over_early(
+    model: lx.LanguageModel, early: np.ndarray, late: np.ndarray, new_tokens: int
+) -> float:
+    """How much longer tokens take after long prompts than after short ones, timed in turns."""
+    prompts = {"early": jnp.asarray(early), "late": jnp.asarray(late)}
+    arguments = {
+        name: (model, *read(model, tokens, new_tokens), new_tokens)
+        for name, tokens in prompts.items()
+    }
+    seconds = harness.time_in_turns(dict.fromkeys(prompts, go_on), arguments)
+    return seconds["late"] / seconds["early"]
+
+
 def ours(model: lx.LanguageModel) -> Library:
-    @eqx.filter_jit
-    def read(model, prompts, new_tokens):
-        state = model.init_state(prompts.shape[1] + new_tokens)
-        read = lambda tokens: model.prefill(state, tokens, num_last_tokens=1)
-        states, output = jax.vmap(read)(prompts)
-        return states, jnp.argmax(output.logits[:, -1], -1)
-
-    @eqx.filter_jit
-    def go_on(model, states, tokens, new_tokens):
-        def step(carry, _):
-            states, output = jax.vmap(model.step)(*carry)
-            return (states, jnp.argmax(output.logits, -1)), None
-
-        return jax.lax.scan(step, (states, tokens), length=new_tokens)[0]
-
     def cost(prompts: np.ndarray, new_tokens: int, repeats: int) -> Cost:
         tokens = jnp.asarray(prompts)
         programs = (
@@ -232,27 +254,22 @@ def draw_prompts(batch: int, length: int, size: Size) -> np.ndarray:
 
 
 def comparisons(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How much longer transformers takes, and how a token's time changes with its position."""
-    found = {(r["model"], r["library"], r["batch"], r["prompt"]): r for r in rows}
+    """How much longer transformers takes."""
+    found = {(row["library"], row["batch"], row["prompt"]): row for row in rows}
     lines = []
-    for (model, library, batch, prompt), row in found.items():
-        if library == "difference":
-            continue
-        label = {"model": model, "batch": batch, "prompt": prompt}
-        mine = found[model, "linax_like", batch, prompt]
-        shortest = found[model, library, batch, min(key[3] for key in found)]
+    for (library, batch, prompt), row in found.items():
         if library == "transformers":
+            mine = found["linax_like", batch, prompt]
+            label = {"model": row["model"], "batch": batch, "prompt": prompt}
             ratios = {name: row[name] / mine[name] for name in ("prompt ms", "ms per token")}
             lines.append(label | {"library": "transformers / linax_like"} | ratios)
-        elif row is not shortest:
-            ratio = {"ms per token": row["ms per token"] / shortest["ms per token"]}
-            lines.append(label | {"library": "linax_like, late / early position"} | ratio)
     return lines
 
 
 def growth(call: Callable[[], Any]) -> float:
     """The bytes by which a call takes this process beyond what it held (Linux only)."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # else what was freed is held, and used again unseen
     Path("/proc/self/clear_refs").write_text("5")  # begins a new peak
     before = _kibibytes("VmRSS")
     jax.block_until_ready(call())

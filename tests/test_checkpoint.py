@@ -158,6 +158,12 @@ def losses(directory: Path) -> list[tuple[float, float]]:
     return [(record["step"], record["loss"]) for record in read_records(directory)]
 
 
+def assert_same_run(run, other):
+    assert losses(run.directory) == losses(other.directory)
+    for a, b in zip(*map(jax.tree.leaves, (run.model, other.model)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def without_last_checkpoint(whole, directory: Path) -> Path:
     shutil.copytree(whole.directory, directory)
     shutil.rmtree(directory / "checkpoints" / "00000006")
@@ -174,14 +180,13 @@ def test_a_run_folder_holds_all_that_is_promised(whole):
     assert RunConfig.from_json((whole.directory / "config.json").read_text()) == whole.config
 
 
+@pytest.mark.parametrize("config", ["pmap"], indirect=True)
 def test_resume_continues_bit_by_bit(config, whole, tmp_path):
     directory = without_last_checkpoint(whole, tmp_path / "run")
-    resumed = train(config, directory, resume=True, progress=False)
-    assert losses(directory) == losses(whole.directory)
-    for a, b in zip(*map(jax.tree.leaves, (whole.model, resumed.model)), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_same_run(train(config, directory, resume=True, progress=False), whole)
 
 
+@pytest.mark.parametrize("config", ["jit"], indirect=True)
 def test_interruption_keeps_a_checkpoint_to_resume_from(config, whole, tmp_path, monkeypatch):
     directory = tmp_path / "run"
     batch = type(config.task.load()).batch
@@ -196,8 +201,7 @@ def test_interruption_keeps_a_checkpoint_to_resume_from(config, whole, tmp_path,
         train(config, directory, progress=False)
     monkeypatch.undo()
     assert load_run(directory).step == 4
-    train(config, directory, resume=True, progress=False)
-    assert losses(directory) == losses(whole.directory)
+    assert_same_run(train(config, directory, resume=True, progress=False), whole)
 
 
 def test_load_run_gives_the_model_that_was_trained(whole):
@@ -229,6 +233,7 @@ def test_default_folders_never_collide(config, tmp_path, monkeypatch):
     assert first != second and first.parent.name == "runs" and first.name.startswith("text-")
 
 
+@pytest.mark.parametrize("config", ["jit"], indirect=True)
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     diverging = config.updated("optimizer.learning_rate", 1e38).updated(
         "optimizer.clip_norm", None

@@ -154,13 +154,16 @@ def test_text_is_shown_as_it_comes_but_not_what_stops_it(capsys):
         for text in ("d", "EEN", "D no more"):
             printer.write(text)
     assert shown() == "dE"
+    printer = Printer("", "ABAC")
+    printer.write("ABA")
+    assert shown() == ""
     printer = Printer("start ", "END")
     printer.write("E")
     printer.finish("N")
     assert shown() == "start EN\n"
 
 
-def test_any_kind_of_folder_is_loaded(text_run, digits_run, tmp_path):
+def test_any_kind_of_folder_is_loaded(text_run, tmp_path):
     model, tokenizer = load_model(str(text_run))
     assert isinstance(tokenizer, ByteTokenizer)
     lx.save_pretrained(model, tmp_path / "saved")

@@ -88,7 +88,6 @@ def alone(model, batch):
         (jit_step, 4, 1),
         (jit_step, 4, 2),
         (pmap_step, 1, 1),
-        (pmap_step, 4, 1),
         (pmap_step, 4, 2),
         (shard_map_step, 4, 2),
     ],

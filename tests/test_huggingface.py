@@ -1,6 +1,7 @@
 """Folders of transformers: its numbers from its weights, and its files from our models."""
 
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -36,11 +37,17 @@ FOLDERS = [
     "recurrent_gemma",
     "recurrentgemma_seed2",
 ]
+KEY = jr.key(0, impl="rbg")
 KINDS = ["qwen3", "mamba_seed2", "mamba2", "recurrent_gemma"]
 
 
 def path(name):
     return GOLDEN / "huggingface" / name
+
+
+@functools.cache
+def loaded(name):
+    return huggingface.load(path(name))
 
 
 def numbers(name):
@@ -59,7 +66,7 @@ def forward(model, tokens):
 @pytest.mark.parametrize("name", FOLDERS)
 def test_logits_and_greedy_tokens(name):
     tokens, expected, greedy = numbers(name)
-    logits = forward(huggingface.load(path(name)), np.concatenate([tokens, greedy], axis=1))
+    logits = forward(loaded(name), np.concatenate([tokens, greedy], axis=1))
     length = tokens.shape[1]
     np.testing.assert_allclose(logits[:, :length], expected, rtol=0, atol=1e-5)
     continued = logits[:, length - 1 : length - 1 + greedy.shape[1]].argmax(-1)
@@ -69,21 +76,22 @@ def test_logits_and_greedy_tokens(name):
 @pytest.mark.parametrize("name", KINDS)
 def test_prefill_and_steps_are_the_forward_pass(name):
     tokens, expected, _ = numbers(name)
-    model, start = huggingface.load(path(name)), 9
+    start = 9
 
-    @jax.jit
-    def decode(row):
+    @eqx.filter_jit
+    def decode(model, row):
         state, read = model.prefill(model.init_state(len(row)), row[:start])
         step = lambda state, token: model.step(state, token)
         _, stepped = jax.lax.scan(step, state, row[start:])
         return jnp.concatenate([read.logits, stepped.logits])
 
-    np.testing.assert_allclose(decode(tokens[0]), expected[0], rtol=0, atol=2e-5)
+    got = decode(loaded(name), tokens[0])
+    np.testing.assert_allclose(got, expected[0], rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_writing_gives_the_same_file(name, tmp_path):
-    model = huggingface.load(path(name))
+    model = loaded(name)
     huggingface.save(model, tmp_path / "out")
     ours = load_file(tmp_path / "out" / "model.safetensors")
     theirs = load_file(path(name) / "model.safetensors")
@@ -145,7 +153,7 @@ OLD_SPELLINGS = {
 @pytest.mark.parametrize("name", OLD_SPELLINGS)
 def test_old_spellings_mean_the_same(name, tmp_path):
     old = huggingface.load(copy(name, tmp_path, **OLD_SPELLINGS[name]))
-    assert old.config == huggingface.load(path(name)).config
+    assert old.config == loaded(name).config
 
 
 def test_time_steps_are_limited_on_either_side(tmp_path):
@@ -178,7 +186,7 @@ def test_dtypes(tmp_path):
 
 def test_arrays_go_to_their_sharding():
     mesh = jax.make_mesh((4,), ("model",))
-    skeleton = huggingface.load(path("llama"))
+    skeleton = loaded("llama")
 
     def choose(leaf):
         rows = jax.sharding.PartitionSpec(*[None] * (leaf.ndim - 1), "model")
@@ -240,12 +248,12 @@ def test_tensors_that_do_not_belong_are_named(tmp_path):
 
 
 def test_models_that_an_architecture_cannot_express_are_refused(tmp_path):
-    llama = huggingface.load(path("llama")).config
+    llama = loaded("llama").config
     folder = tmp_path / "out"
 
     def refuses(message, architecture=None, **changes):
         config = dataclasses.replace(llama, **changes)
-        model = config.build(jr.key(0, impl="rbg"))
+        model = eqx.filter_eval_shape(config.build, KEY)
         with pytest.raises(ValueError, match=message):
             huggingface.save(model, folder, architecture)
 
@@ -270,7 +278,7 @@ def test_a_model_of_defaults_is_written_with_its_sizes(tmp_path):
     block = lx.ResidualBlockConfig(attention, lx.SwiGLUConfig(), dropout=0.1)
     stack = lx.StackConfig(((((block,)), 3),), unroll=3)
     config = lx.LanguageModelConfig(32, 16, stack, head=lx.LanguageModelHeadConfig(tied=False))
-    model = config.build(jr.key(0, impl="rbg"))
+    model = config.build(KEY)
     huggingface.save(model, tmp_path / "out")
     options = json.loads((tmp_path / "out/config.json").read_text())
     assert options["model_type"] == "llama"

@@ -59,36 +59,30 @@ def test_logits_in_float64(models):
     np.testing.assert_allclose(logits, expected["logits64"], atol=1e-6)
 
 
-@eqx.filter_jit
-def read(model, tokens):
-    state = model.init_state(32)
-    state, out = model.prefill(state, tokens)
-    return state, out.logits
-
-
-@eqx.filter_jit
-def step(model, state, token):
-    state, out = model.step(state, token)
-    return state, out.logits
-
-
 def test_prefill_and_steps_are_the_whole_and_greedy(models):
-    """Tokens that the model prefers are those of the reference; and stepwise logits the whole's."""
-    model = models["qwen3next_seed2"]
+    """Stepwise logits are the whole's; and the tokens that the model then prefers the reference's."""
     tokens, expected = numbers("qwen3next_seed2")
-    cut = 14
-    state, head = read(model, tokens[0, :cut])
-    logits = list(head)
-    for token in tokens[0, cut:]:
-        state, row = step(model, state, token)
-        logits.append(row)
-    whole = expected["logits"][0]
-    np.testing.assert_allclose(jnp.stack(logits), whole, atol=1e-5 * np.abs(whole).max())
-    chosen = [jnp.argmax(logits[-1])]
-    for _ in range(7):
-        state, row = step(model, state, chosen[-1].astype(jnp.int32))
-        chosen.append(jnp.argmax(row))
-    np.testing.assert_array_equal(chosen, expected["greedy"][0])
+    whole, greedy = expected["logits"][0], expected["greedy"][0]
+    read, unknown = 14, jnp.full(len(greedy) - 1, -1)
+
+    @eqx.filter_jit
+    def go_on(model, prompt, following):
+        """The logits of the prompt and of what follows; -1 is the token that is preferred there."""
+
+        def step(carry, token):
+            state, preferred = carry
+            state, output = model.step(state, jnp.where(token < 0, preferred, token))
+            return (state, jnp.argmax(output.logits)), output.logits
+
+        state, output = model.prefill(model.init_state(32), prompt)
+        _, after = jax.lax.scan(step, (state, jnp.argmax(output.logits[-1])), following)
+        return jnp.concatenate([output.logits, after])
+
+    following = jnp.concatenate([tokens[0, read:], unknown])
+    logits = go_on(models["qwen3next_seed2"], tokens[0, :read], following)
+    length = len(whole)
+    np.testing.assert_allclose(logits[:length], whole, atol=1e-5 * np.abs(whole).max())
+    np.testing.assert_array_equal(jnp.argmax(logits[length - 1 :], -1), greedy)
 
 
 @pytest.mark.parametrize("name", QWEN)

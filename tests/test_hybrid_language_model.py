@@ -41,6 +41,11 @@ def tokens():
     return jr.randint(KEY, (TIME,), 0, VOCABULARY)
 
 
+@eqx.filter_jit
+def read(model, tokens, context=None):
+    return model(tokens, context=context).logits
+
+
 def mixers(cfg):
     return [block.sequence_mixer for block in cfg.stack.layers]
 
@@ -58,7 +63,9 @@ def test_every_mixer_that_can_read_text_has_a_name():
     wrappers = {
         lx.AbstractSequenceMixerConfig,
         lx.BidirectionalSequenceMixerConfig,
+        lx.GridOrdersSequenceMixerConfig,
         lx.IdentitySequenceMixerConfig,
+        lx.QKVSequenceMixerConfig,
     }
     assert set(MIXERS.values()) == public - wrappers
 
@@ -171,22 +178,28 @@ def test_padding_of_the_vocabulary_is_never_predicted(model, tokens):
     rows = model.embedding.table.shape[0]
     assert (rows, model.config.vocab_size) == (16, VOCABULARY)
     loud = eqx.tree_at(lambda m: m.embedding.table, model, model.embedding.table.at[13:].set(99.0))
-    logits = loud(tokens).logits
+    logits = read(loud, tokens)
     assert logits.shape == (TIME, rows)
     assert (logits[:, VOCABULARY:] == -jnp.inf).all() and jnp.isfinite(
         logits[:, :VOCABULARY]
     ).all()
     close(jax.nn.softmax(logits).sum(-1), 1.0)
-    assert jnp.isnan(model(tokens.at[2].set(VOCABULARY)).logits[2, :VOCABULARY]).all()
+    assert jnp.isnan(read(model, tokens.at[2].set(VOCABULARY))[2, :VOCABULARY]).all()
     assert (jr.categorical(KEY, logits / 1e6, shape=(500, TIME)) < VOCABULARY).all()
 
 
 def test_the_last_logits_only(model, tokens):
-    whole = model(tokens).logits
-    assert (model(tokens, num_last_tokens=3).logits == whole[-3:]).all()
-    state, output = model.prefill(model.init_state(TIME), tokens, num_last_tokens=1)
-    close(output.logits, whole[-1:])
-    assert state.cursor.position == TIME
+    whole = read(model, tokens)
+
+    @eqx.filter_jit
+    def last(model, tokens):
+        state, output = model.prefill(model.init_state(TIME), tokens, num_last_tokens=1)
+        return model(tokens, num_last_tokens=3).logits, output.logits, state.cursor.position
+
+    three, one, position = last(model, tokens)
+    assert (three == whole[-3:]).all()
+    close(one, whole[-1:])
+    assert position == TIME
     for wrong in (0, -1, TIME + 1):
         with pytest.raises(ValueError, match=f"num_last_tokens.*Received {wrong}"):
             model(tokens, num_last_tokens=wrong)
@@ -195,11 +208,9 @@ def test_the_last_logits_only(model, tokens):
 def test_lengths_make_a_mask(model, tokens):
     batch = jnp.stack([tokens, tokens.at[5:].set(-7)])
     context = lx.SequenceContext.from_lengths(jnp.asarray([TIME, 5]), TIME)
-    logits = jax.vmap(lambda tokens, context: model(tokens, context=context).logits)(
-        batch, context
-    )
-    close(logits[0], model(tokens).logits)
-    close(logits[1, :5], model(tokens[:5]).logits)
+    logits = jax.vmap(read, (None, 0, 0))(model, batch, context)
+    close(logits[0], read(model, tokens))
+    close(logits[1, :5], read(model, tokens[:5]))
     assert lx.SequenceContext.from_lengths(3, 4).mask.tolist() == [True, True, True, False]
     for wrong in (-1, 9):
         with pytest.raises(ValueError, match=f"at most the 8 positions.*Received {wrong}"):
@@ -209,8 +220,9 @@ def test_lengths_make_a_mask(model, tokens):
 def test_steps_take_timesteps(tokens):
     model = config(["S5"], d_intermediate=0).build(KEY)
     timesteps = jnp.linspace(0.2, 3.0, TIME)
-    whole = model(tokens, context=lx.SequenceContext(timesteps=timesteps)).logits
-    assert not np.allclose(whole[:, :VOCABULARY], model(tokens).logits[:, :VOCABULARY], atol=1e-2)
+    whole = read(model, tokens, lx.SequenceContext(timesteps=timesteps))
+    even = read(model, tokens, lx.SequenceContext(timesteps=jnp.ones(TIME)))
+    assert not np.allclose(whole[:, :VOCABULARY], even[:, :VOCABULARY], atol=1e-2)
 
     def step(state, inputs):
         token, timestep = inputs

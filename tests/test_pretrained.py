@@ -189,9 +189,9 @@ def test_an_index_must_be_true(model, tmp_path):
     lx.save_pretrained(model, tmp_path / "saved", max_shard_bytes=600)
     index = tmp_path / "saved" / folders.INDEX
     values = json.loads(index.read_text())
-    first = "model-00001-of-00002.safetensors"
+    first = min(values["weight_map"].values())
     index.write_text(json.dumps({"weight_map": values["weight_map"] | {"more": first}}))
-    with pytest.raises(ValueError, match="There is no file|`more` is missing"):
+    with pytest.raises(ValueError, match="`more` is missing"):
         lx.load_pretrained(tmp_path / "saved")
     index.write_text(json.dumps({"files": {}}))
     with pytest.raises(ValueError, match="must have a `weight_map`"):
