@@ -62,7 +62,7 @@ def theirs(case: Case) -> torch.nn.Module:
             num_layers=3,
             embedding_dim=32,
             omega_0=10.0,
-            L_cache=_lags(case),
+            L_cache=points,  # halved by it on a circle
             use_bias=True,
             hidden_omega_0=1.0,
         ),
@@ -126,11 +126,15 @@ def ours(case: Case, peer: torch.nn.Module) -> lx.QKVSequenceMixer:
     ]
     if sorted(names) != sorted(arrays):
         raise ValueError(f"The peer has other parameters than expected: {sorted(arrays)}")
-    arrays["mixer.short_conv.weight"] = jnp.moveaxis(arrays["mixer.short_conv.weight"][:, 0], 0, -1)
+    arrays["mixer.short_conv.weight"] = jnp.moveaxis(
+        arrays["mixer.short_conv.weight"][:, 0], 0, -1
+    )
     leaves, structure = jax.tree.flatten(mixer)
     values = [arrays[name] for name in names]
     if [leaf.shape for leaf in leaves] != [value.shape for value in values]:
-        raise ValueError([(n, a.shape, b.shape) for n, a, b in zip(names, leaves, values, strict=True)])
+        raise ValueError(
+            [(n, a.shape, b.shape) for n, a, b in zip(names, leaves, values, strict=True)]
+        )
     return jax.tree.unflatten(structure, values)
 
 
@@ -172,7 +176,7 @@ def row(case: Case) -> dict:
         seconds = harness.time_in_turns(
             {"ours": lambda program=program: program(*arguments), "theirs": run},
             {"ours": (), "theirs": ()},
-            repeats=20,
+            repeats=8,
         )
         analysis = program.memory_analysis()
         memory = {
