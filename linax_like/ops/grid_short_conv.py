@@ -3,7 +3,7 @@
     y[n] = bias + Σ_j weight[j] ⊙ x[n + dilation (j - centre)]          n, j over the axes of the grid
 
 As in every deep-learning framework the taps are not reversed. The centre of K taps is the one of index
-(K - 1) // 2, or the last on a `"causal"` axis. The gradient of the taps is summed up a few rows at a time,
+(K - 1) // 2, or the last on a `"causal"` axis. The gradient of the taps is summed a few rows at a time,
 which takes a fifth of the time of a sum over the grid for every tap.
 """
 
