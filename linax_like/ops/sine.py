@@ -45,7 +45,7 @@ def _reduce(x: Array) -> tuple[Array, Array]:
     for part in _PI:
         x = x - q * np.float32(part)
     # Beyond 1e7 neighbouring numbers are half a turn apart: any result will do that is a sine's.
-    rest = jnp.clip(x, -math.pi / 2, math.pi / 2)
+    rest = jnp.clip(x, -2, 2)
     return rest, 1 - 2 * (q.astype(jnp.int32) & 1).astype(x.dtype)
 
 
