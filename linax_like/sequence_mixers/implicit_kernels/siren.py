@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ...config import require, require_choice, require_positive
 from ...initializers import constant, rescale, split, uniform
+from ...ops.sine import sine
 from ...precision import linear
 from .base import AbstractImplicitKernel, AbstractImplicitKernelConfig, pass_straight
 from .film import KernelFiLM, KernelFiLMConfig, modulate
@@ -106,14 +107,16 @@ class SIRENKernel(AbstractImplicitKernel):
         coordinates: Float[Array, "*lags axes"],
         condition: Float[Array, " condition"] | None = None,
     ) -> Float[Array, "*lags channels"]:
+        *lags, axes = coordinates.shape
         films = self._films(condition, coordinates.dtype)
         # A rounded product of a high frequency and a coordinate is another phase.
         with jax.default_matmul_precision("highest"):
-            h = linear(coordinates, self.in_weight, self.in_bias)
-            h = modulate(jnp.sin(h * self._multiplier(h.dtype)), films[0])
+            # One row for each point: products of more axes, and their gradients, take longer.
+            h = linear(coordinates.reshape(-1, axes), self.in_weight, self.in_bias)
+            h = modulate(sine(h * self._multiplier(h.dtype)), films[0])
             for weight, bias, film in zip(self.weights, self.biases, films[1:], strict=True):
-                h = modulate(jnp.sin(linear(h, weight, bias)), film)
-            return linear(h, self.out_weight, self.out_bias)
+                h = modulate(sine(linear(h, weight, bias)), film)
+            return linear(h, self.out_weight, self.out_bias).reshape(*lags, -1)
 
     def flop_count(self, points: int) -> int:
         weights = (self.in_weight, *self.weights, self.out_weight)
