@@ -42,7 +42,11 @@ from .heads import (
     RegressionHeadConfig as RegressionHeadConfig,
     Values as Values,
 )
-from .inference import generate as generate, Generation as Generation
+from .inference import (
+    generate as generate,
+    Generation as Generation,
+    tiled_decoding as tiled_decoding,
+)
 from .initializers import (
     AbstractInitializerConfig as AbstractInitializerConfig,
     SmallInitializerConfig as SmallInitializerConfig,
@@ -172,6 +176,8 @@ from .sequence_mixers import (
     S5SequenceMixerConfig as S5SequenceMixerConfig,
     S7SequenceMixer as S7SequenceMixer,
     S7SequenceMixerConfig as S7SequenceMixerConfig,
+    TiledConvolution as TiledConvolution,
+    TiledConvolutionState as TiledConvolutionState,
     SIRENKernelConfig as SIRENKernelConfig,
 )
 from .stack import Stack as Stack, StackConfig as StackConfig, StackState as StackState

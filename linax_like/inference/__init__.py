@@ -6,3 +6,4 @@ from .sampling import (
     sample as sample,
     Sampling as Sampling,
 )
+from .tiled import tiled_decoding as tiled_decoding
