@@ -52,7 +52,7 @@ def _write_out(stack: PyTree) -> PyTree:
     if not _is_stack(stack):
         return stack
     groups = tuple((pattern * repeats, 1) for pattern, repeats in stack.config.groups)
-    config = dataclasses.replace(stack.config, groups=groups)
+    config = dataclasses.replace(stack.config, groups=groups, unroll=2)  # no loop
     blocks = tuple(
         tuple(
             jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat : repeat + 1], block)

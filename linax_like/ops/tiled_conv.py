@@ -56,6 +56,7 @@ def advance_line(
     """
     recent, pending, since, x, kernel = vary_together(recent, pending, since, x, kernel)
     recent = jax.lax.dynamic_update_index_in_dim(recent, x.astype(recent.dtype), since, 0)
+    recent = jax.lax.optimization_barrier(recent)
     pending = _send_for_all(pending, recent, since + 1, kernel[: len(recent)].astype(recent.dtype))
     # Read only after all has been written, so that XLA need not keep the arrays as they were.
     near = since % _SMALLEST
