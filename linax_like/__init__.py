@@ -43,8 +43,10 @@ from .heads import (
     Values as Values,
 )
 from .inference import (
+    distill as distill,
     generate as generate,
     Generation as Generation,
+    KernelError as KernelError,
     tiled_decoding as tiled_decoding,
 )
 from .initializers import (
