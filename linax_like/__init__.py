@@ -178,9 +178,9 @@ from .sequence_mixers import (
     S5SequenceMixerConfig as S5SequenceMixerConfig,
     S7SequenceMixer as S7SequenceMixer,
     S7SequenceMixerConfig as S7SequenceMixerConfig,
+    SIRENKernelConfig as SIRENKernelConfig,
     TiledConvolution as TiledConvolution,
     TiledConvolutionState as TiledConvolutionState,
-    SIRENKernelConfig as SIRENKernelConfig,
 )
 from .stack import Stack as Stack, StackConfig as StackConfig, StackState as StackState
 from .tokenizers import ByteTokenizer as ByteTokenizer, load_tokenizer as load_tokenizer

@@ -41,9 +41,7 @@ class KernelError(NamedTuple):
     mean_lag: float
 
 
-def distill(
-    model: PyTree, state_dim: int, length: int
-) -> tuple[PyTree, dict[str, KernelError]]:
+def distill(model: PyTree, state_dim: int, length: int) -> tuple[PyTree, dict[str, KernelError]]:
     """A model whose causal `CKConvSequenceMixer`s are recurrences, and what that changed.
 
     Each becomes an `S4DSequenceMixer`, whose step takes the same time wherever it is. This is an
@@ -73,7 +71,9 @@ def distill(
             mixer, error = _distill_one(one, config, length)
             mixers.append(mixer)
             errors[name.removesuffix("skip").removesuffix("/")] = error
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves).reshape(*repeats, *leaves[0].shape), *mixers)
+        return jax.tree.map(
+            lambda *leaves: jnp.stack(leaves).reshape(*repeats, *leaves[0].shape), *mixers
+        )
 
     distilled = jax.tree.map(convert, model, array_places(model), is_leaf=is_convolution)
     if not errors:
@@ -90,14 +90,20 @@ def fit_exponentials(kernel: Kernel, state_dim: int) -> tuple[Numbers, Numbers]:
 
     Where too many poles are real, those that matter least are left out.
     """
-    poles = _poles(kernel, state_dim)
+    ended = np.concatenate([kernel, np.zeros_like(kernel)])
+    fits = [_fit(kernel, _poles(shown, state_dim), state_dim // 2) for shown in (kernel, ended)]
+    distance = lambda fit: np.linalg.norm(_sum(len(kernel), *fit) - kernel)
+    return min(fits, key=distance)
+
+
+def _fit(kernel: Kernel, poles: Numbers, count: int) -> tuple[Numbers, Numbers]:
+    """The poles that matter most, so many, and their residues; of fewer some do nothing."""
     residues = _residues(kernel, poles)
-    lags = np.arange(len(kernel))
-    energy = np.linalg.norm(residues * poles ** lags[:, None], axis=0)
-    poles = poles[np.argsort(-energy)[: state_dim // 2]]
-    residues = _residues(kernel, poles)
-    missing = (0, state_dim // 2 - len(poles))
-    return np.pad(poles, missing, constant_values=0.5), np.pad(residues, missing)
+    energy = np.linalg.norm(residues * _powers(poles, len(kernel)), axis=0)
+    poles = poles[np.argsort(-energy)[:count]]
+    missing = (0, count - len(poles))
+    residues = np.pad(_residues(kernel, poles), missing)
+    return np.pad(poles, missing, constant_values=0.5), residues
 
 
 def _distill_one(
@@ -106,7 +112,10 @@ def _distill_one(
     sampled = mixer.materialize((length,)).sampled
     assert sampled is not None
     kernel = np.asarray(sampled.value, np.float64)
-    fits = [fit_exponentials(kernel[:, feature], config.state_dim) for feature in range(kernel.shape[1])]
+    fits = [
+        fit_exponentials(kernel[:, feature], config.state_dim)
+        for feature in range(kernel.shape[1])
+    ]
     poles, residues = (np.stack(values) for values in zip(*fits, strict=True))
     logs = np.log(poles)
     values: tuple[Any, ...] = (
@@ -162,7 +171,15 @@ def _leading_directions(kernel: Kernel, count: int) -> Kernel:
 
 def _residues(kernel: Kernel, poles: Numbers) -> Numbers:
     """The least-squares fit of Re Σ c λˡ."""
-    powers = poles ** np.arange(len(kernel))[:, None]
+    powers = _powers(poles, len(kernel))
     table = np.concatenate([powers.real, -powers.imag], axis=1)
     real, imag = np.split(np.linalg.lstsq(table, kernel)[0], 2)
     return real + 1j * imag
+
+
+def _sum(length: int, poles: Numbers, residues: Numbers) -> Kernel:
+    return (residues * _powers(poles, length)).real.sum(axis=1)
+
+
+def _powers(poles: Numbers, length: int) -> Numbers:
+    return poles ** np.arange(length)[:, None]
