@@ -21,6 +21,7 @@ LAYERS = [
     {"_version", "types", "config", "files", "tokenizers"},
     {"precision", "parameters", "initializers", "context", "ops"},
     {"norms", "positions"},
+    {"global_response_norm", "grid_embedding", "grid_positions"},
     {"sequence_mixers", "channel_mixers", "encoders", "heads"},
     {"blocks"},
     {"stack"},

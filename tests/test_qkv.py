@@ -22,6 +22,7 @@ IMAGE = X.reshape(3, 4, 8)
 S5 = lx.S5SequenceMixerConfig(8)
 QKV, Attention = lx.QKVSequenceMixerConfig, lx.AttentionOperatorConfig
 EVERYWHERE = Attention(2, causal=False)
+CLASSES = list({type(case.config): case for case in CASES}.values())
 
 
 @eqx.filter_jit
@@ -132,7 +133,7 @@ def test_every_mixer_fits_inside(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"inside-{case.id}")
+@pytest.mark.parametrize("case", CLASSES, ids=lambda case: f"inside-{case.id}")
 def test_every_causal_mixer_inside_can_be_split(case):
     mixer = QKV(case.config).build(8, KEY)
     if not mixer.causal:
@@ -140,10 +141,9 @@ def test_every_causal_mixer_inside_can_be_split(case):
 
     @eqx.filter_jit
     def forms(mixer, x):
-        state, first = mixer.prefill(mixer.init_state(12), x[:7])
-        state, second = mixer.prefill(state, x[7:11])
+        state, first = mixer.prefill(mixer.init_state(12), x[:11])
         _, last = mixer.step(state, x[11])
-        return mixer(x), jnp.concatenate([first, second, last[None]])
+        return mixer(x), jnp.concatenate([first, last[None]])
 
     whole, parts = forms(mixer, X)
     assert_close(parts, whole, case.id)

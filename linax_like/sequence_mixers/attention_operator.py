@@ -23,7 +23,6 @@ from ..initializers import constant
 from ..norms import divide_by_norm, RMSNorm, RMSNormConfig
 from ..types import Frame, Grid, Signal
 from .attention_core import AttentionCore, AttentionState
-from .base import refuse_axis_name
 from .heads import head_sizes, join_heads, require_width, split_heads
 from .operators import AbstractQKVOperatorConfig, AbstractRecurrentQKVOperator
 
@@ -117,8 +116,7 @@ class AttentionOperator(AbstractRecurrentQKVOperator[AttentionState]):
         *,
         context: SequenceContext | None = None,
     ) -> Grid:
-        context = SequenceContext() if context is None else context
-        refuse_axis_name(self, context)
+        context = _enter(context)
         *space, _ = streams[0].shape
         if 0 in space:
             return streams[2]
@@ -143,8 +141,7 @@ class AttentionOperator(AbstractRecurrentQKVOperator[AttentionState]):
         *,
         context: SequenceContext | None = None,
     ) -> tuple[AttentionState, Signal]:
-        context = SequenceContext() if context is None else context
-        refuse_axis_name(self, context)
+        context = _enter(context)
         positions = context.positions_from(state.length, len(streams[0]))
         q, k, v = self._heads(streams, positions[:, None])
         state, y = self._core.prefill(state, q, k, v, context)
@@ -157,8 +154,7 @@ class AttentionOperator(AbstractRecurrentQKVOperator[AttentionState]):
         *,
         context: SequenceContext | None = None,
     ) -> tuple[AttentionState, Frame]:
-        context = SequenceContext() if context is None else context
-        refuse_axis_name(self, context)
+        context = _enter(context)
         length = context.forget(state).length
         position = length if context.positions is None else context.positions
         q, k, v = self._heads(streams, position[None])
@@ -208,3 +204,13 @@ class AttentionOperator(AbstractRecurrentQKVOperator[AttentionState]):
                 f"{math.prod(grid)} positions. Received {space[0]}. Give it the grid's real shape."
             )
         return grid_coordinates(grid, others)
+
+
+def _enter(context: SequenceContext | None) -> SequenceContext:
+    context = SequenceContext() if context is None else context
+    if context.axis_name is not None:
+        raise ValueError(
+            "`QKVSequenceMixer` around an `AttentionOperator` cannot split time over devices yet. "
+            f"Leave `context.axis_name` (now {context.axis_name!r}) out."
+        )
+    return context

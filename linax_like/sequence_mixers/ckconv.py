@@ -22,7 +22,6 @@ from ..config import require, require_positive
 from ..context import SequenceContext
 from ..initializers import normal, rescale, split
 from ..ops.grid_conv import Boundary, grid_conv, grid_conv_flops
-from ..ops.whole_sequence import WholeSequence
 from ..parameters import Buffer
 from ..precision import accumulation_dtype
 from ..types import Frame, Grid, Signal
@@ -34,7 +33,13 @@ from .base import (
     refuse_axis_name,
     require_causal,
 )
-from .convolution_history import ConvolutionState, convolve, convolve_step, nan_if_outgrown
+from .convolution_history import (
+    ConvolutionState,
+    convolve,
+    convolve_step,
+    nan_if_outgrown,
+    whole_sequence,
+)
 from .implicit_kernels import (
     AbstractImplicitKernel,
     AbstractImplicitKernelConfig,
@@ -179,7 +184,7 @@ class CKConvSequenceMixer(AbstractRecurrentMixer[ConvolutionState]):
         if self.sampled is None:
             pairs = zip(spatial_dims, boundary, strict=True)
             lags = math.prod(len(_lags(size, kind)) for size, kind in pairs)
-            forward += self.kernel.flop_count(lags) + lags * len(self.kernel.out_weight)
+            forward += self.kernel.flop_count(lags) + lags * self.kernel.out_weight.shape[0]
             forward += 0 if self.mask is None else self.mask.flop_count(lags)
         return forward if inference else 3 * forward
 
@@ -256,24 +261,6 @@ def materialize_kernels(model: PyTree, spatial_dims: tuple[int, ...]) -> PyTree:
         return sample(node)
 
     return jax.tree.map(replace, model, is_leaf=is_mixer)
-
-
-def whole_sequence(
-    owner: eqx.Module, length: int, context: SequenceContext, boundary: Boundary
-) -> WholeSequence:
-    """How a sequence lies in time. On a circle padding stays where it is, and there is one document.
-
-    **Raises:** `ValueError` for several documents on a circle.
-    """
-    mask = context.mask
-    if boundary == "circular":
-        mask = None
-        if context.segment_ids is not None:
-            raise ValueError(
-                f"`{type(owner).__name__}` has a circular boundary, which several documents cannot "
-                "share: leave `context.segment_ids` out, or give every document its own example."
-            )
-    return WholeSequence.of(length, context.resets(), mask, context.axis_name)
 
 
 def _lags(points: int, kind: Boundary) -> range:

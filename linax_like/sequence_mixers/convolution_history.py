@@ -7,6 +7,7 @@ forgotten unnoticed.
 
 from typing import NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -25,6 +26,24 @@ class ConvolutionState(NamedTuple):
 
     history: Float[Array, "capacity features"]
     length: Int[Array, ""]
+
+
+def whole_sequence(
+    owner: eqx.Module, length: int, context: SequenceContext, boundary: Boundary
+) -> WholeSequence:
+    """How a sequence lies in time. On a circle padding stays where it is, and there is one document.
+
+    **Raises:** `ValueError` for several documents on a circle.
+    """
+    mask = context.mask
+    if boundary == "circular":
+        mask = None
+        if context.segment_ids is not None:
+            raise ValueError(
+                f"`{type(owner).__name__}` has a circular boundary, which several documents cannot "
+                "share: leave `context.segment_ids` out, or give every document its own example."
+            )
+    return WholeSequence.of(length, context.resets(), mask, context.axis_name)
 
 
 def convolve(

@@ -32,8 +32,8 @@ from ..ops.whole_sequence import per_document
 from ..precision import accumulation_dtype
 from ..types import Frame, Grid, Signal
 from .base import AbstractRecurrentMixer, keep_at_padding, refuse_axis_name, require_causal
-from .ckconv import CKConvSequenceMixerConfig, whole_sequence
-from .convolution_history import gates_and_convolutions
+from .ckconv import CKConvSequenceMixerConfig
+from .convolution_history import gates_and_convolutions, whole_sequence
 from .operators import AbstractQKVOperatorConfig, AbstractRecurrentQKVOperator
 
 
@@ -203,7 +203,7 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         )
         forward = points * self.in_features * (4 * norms + gates)
         if self.short_weight is not None:
-            taps = self.short_weight[..., 0].size
+            taps = cfg.short_width ** len(spatial_dims)
             forward += self.short_weight.shape[-1] * grid_short_conv_flops(spatial_dims, taps)
         forward += sum(c.flop_count(spatial_dims, inference=True) for c in self.convolutions)
         return forward if inference else 3 * forward
@@ -218,15 +218,16 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
             q = self._normalize(q)
             k = self._normalize(k) if cfg.gate == "identity" else k
         gates = [_GATES[cfg.gate](k), *map(_GATES[cfg.out_gate], others)]
-        if self.gate_norm is not None:
+        if (norm := self.gate_norm) is not None:
             convolve, *later = convolutions
-            convolutions = [lambda z: convolve(self.gate_norm(z)), *later]
+            convolutions = [lambda z: convolve(norm(z)), *later]
         states, y = gates_and_convolutions(q, gates, convolutions)
         y = y if self.output_norm is None else self.output_norm(y)
         return states, context.blank_padding(y)
 
     def _normalize(self, x: Float[Array, "*space features"]) -> Float[Array, "*space features"]:
-        heads = x.reshape(*x.shape[:-1], self.config.convolution.num_heads, -1)
+        count = self.config.convolution.num_heads
+        heads = x.reshape(*x.shape[:-1], count, x.shape[-1] // count)
         return divide_by_norm(heads, 1e-12).reshape(x.shape).astype(x.dtype)
 
     def _short(self, past: Array, u: Signal, context: SequenceContext) -> tuple[Array, Signal]:
@@ -266,4 +267,5 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         return jnp.zeros(shape, accumulation_dtype(dtype))
 
     def _require_causal(self) -> None:
-        require_causal(self, "give its `convolution` the `boundary` ('causal',)")
+        remedy = "give the operator's `convolution` the `boundary` ('causal',)"
+        require_causal(self.convolutions[0], remedy)

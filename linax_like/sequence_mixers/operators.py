@@ -116,11 +116,12 @@ class AbstractRecurrentQKVOperator(AbstractQKVOperator, Generic[State]):
 class MixerOperator(AbstractRecurrentQKVOperator[Any]):
     """A sequence mixer between two gates. Its state is the mixer's."""
 
+    in_features: int = eqx.field(static=True)
     mixer: AbstractSequenceMixer  # f
 
-    @property
-    def in_features(self) -> int:
-        return self.mixer.in_features
+    def __init__(self, mixer: AbstractSequenceMixer):
+        self.in_features = mixer.in_features
+        self.mixer = mixer
 
     @property
     def causal(self) -> bool:

@@ -70,8 +70,9 @@ class QKVSequenceMixer(AbstractRecurrentMixer[Any]):
         self.config = cfg
         self.in_features = in_features
         operator = cfg.operator.build(in_features, operator_key)
-        is_operator = isinstance(operator, AbstractQKVOperator)
-        self.operator = operator if is_operator else MixerOperator(operator)
+        if not isinstance(operator, AbstractQKVOperator):
+            operator = MixerOperator(operator)
+        self.operator = operator
         streams = self.operator.num_inputs * in_features
         self.qkv_proj, self.qkv_bias = _projection(
             in_key, in_features, streams, cfg.in_init, cfg.qkv_bias

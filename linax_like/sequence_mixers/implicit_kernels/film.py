@@ -75,8 +75,10 @@ class KernelFiLM(eqx.Module):
         return linear(hidden, self.out_weight, self.out_bias).reshape(self.layers, 2, -1)
 
     def flop_count(self) -> int:
+        """Floating-point operations of one forward pass."""
         return 2 * (self.in_weight.size + self.out_weight.size)
 
 
 def modulate(h: Array, film: Float[Array, "2 features"] | None) -> Array:
+    """γ ⊙ h + β, or `h` itself without a condition."""
     return h if film is None else film[0] * h + film[1]
