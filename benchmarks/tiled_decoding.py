@@ -1,4 +1,4 @@
-"""A token's time against the length of the sequence, of one long convolution in both forms that it decodes in.
+"""A token's time against the length of the sequence, of a long convolution in both of its forms.
 
 uv run python -m benchmarks.tiled_decoding
 

@@ -13,9 +13,7 @@ from linax_like.inference.distill import fit_exponentials
 
 KEY = jr.key(0, impl="rbg")
 LENGTH = 100
-CONVOLUTION = lx.CKConvSequenceMixerConfig(
-    kernel=lx.SIRENKernelConfig(8, 1, (1.0,)), extent=100.0
-)
+CONVOLUTION = lx.CKConvSequenceMixerConfig(kernel=lx.SIRENKernelConfig(8, 1, (1.0,)), extent=100.0)
 
 
 def exponentials(poles, residues, length=LENGTH):

@@ -33,7 +33,7 @@ def line_rows(capacity: int) -> int:
     return max(_SMALLEST, 1 << max(capacity - 1, 0).bit_length())
 
 
-def start_line(past: Line, kernel: Kernel) -> Line:
+def start_line(past: Float[Array, "capacity features"], kernel: Kernel) -> Line:
     """What the past, its newest input last, sends to as many positions as it has, and more.
 
     - `kernel`: at least `line_rows(len(past))` lags.
