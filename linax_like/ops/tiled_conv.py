@@ -123,7 +123,7 @@ def _rows(x: Array, start: Int[Array, ""], size: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, start, size, axis=0)
 
 
-def _once(condition: Bool[Array, ""], update: Callable[[Line], Line], line: Line) -> Line:
+def _once(condition: Bool[Array, ""], update: Callable[[Array], Array], line: Array) -> Array:
     """`update(line)` on a condition, in place: a `jax.lax.cond` would copy the line."""
     step = lambda carry: (jnp.zeros_like(condition), update(carry[1]))
     return jax.lax.while_loop(lambda carry: carry[0], step, (condition, line))[1]
