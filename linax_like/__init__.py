@@ -65,7 +65,13 @@ from .heads import (
     UnpatchifyHeadConfig as UnpatchifyHeadConfig,
     Values as Values,
 )
-from .inference import generate as generate, Generation as Generation
+from .inference import (
+    distill as distill,
+    generate as generate,
+    Generation as Generation,
+    KernelError as KernelError,
+    tiled_decoding as tiled_decoding,
+)
 from .initializers import (
     AbstractInitializerConfig as AbstractInitializerConfig,
     SmallInitializerConfig as SmallInitializerConfig,
@@ -208,6 +214,8 @@ from .sequence_mixers import (
     S7SequenceMixer as S7SequenceMixer,
     S7SequenceMixerConfig as S7SequenceMixerConfig,
     SIRENKernelConfig as SIRENKernelConfig,
+    TiledConvolution as TiledConvolution,
+    TiledConvolutionState as TiledConvolutionState,
 )
 from .stack import Stack as Stack, StackConfig as StackConfig, StackState as StackState
 from .tokenizers import ByteTokenizer as ByteTokenizer, load_tokenizer as load_tokenizer

@@ -1,3 +1,4 @@
+from .distill import distill as distill, KernelError as KernelError
 from .generate import generate as generate, Generation as Generation
 from .sampling import (
     keep_min_p as keep_min_p,
@@ -6,3 +7,4 @@ from .sampling import (
     sample as sample,
     Sampling as Sampling,
 )
+from .tiled import tiled_decoding as tiled_decoding

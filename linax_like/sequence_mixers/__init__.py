@@ -156,3 +156,7 @@ from .s4d import (
 )
 from .s5 import S5SequenceMixer as S5SequenceMixer, S5SequenceMixerConfig as S5SequenceMixerConfig
 from .s7 import S7SequenceMixer as S7SequenceMixer, S7SequenceMixerConfig as S7SequenceMixerConfig
+from .tiled_convolution import (
+    TiledConvolution as TiledConvolution,
+    TiledConvolutionState as TiledConvolutionState,
+)

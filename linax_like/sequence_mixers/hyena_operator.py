@@ -13,7 +13,7 @@ Causal on one axis the operator is a recurrence.
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -31,9 +31,9 @@ from ..ops.short_conv import short_conv, short_conv_step
 from ..ops.whole_sequence import per_document
 from ..precision import accumulation_dtype
 from ..types import Frame, Grid, Signal
-from .base import keep_at_padding, refuse_axis_name, require_causal
-from .ckconv import CKConvSequenceMixer, CKConvSequenceMixerConfig
-from .convolution_history import ConvolutionState, gates_and_convolutions, whole_sequence
+from .base import AbstractRecurrentMixer, keep_at_padding, refuse_axis_name, require_causal
+from .ckconv import CKConvSequenceMixerConfig
+from .convolution_history import gates_and_convolutions, whole_sequence
 from .operators import AbstractQKVOperatorConfig, AbstractRecurrentQKVOperator
 
 
@@ -88,7 +88,7 @@ class HyenaOperatorState(NamedTuple):
     """
 
     short: Float[Array, "last streams"]
-    convolutions: tuple[ConvolutionState, ...]
+    convolutions: tuple[Any, ...]
 
 
 class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
@@ -98,7 +98,7 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
     in_features: int = eqx.field(static=True)
     short_weight: Float[Array, "*taps streams"] | None
     short_bias: Float[Array, " streams"] | None
-    convolutions: tuple[CKConvSequenceMixer, ...]
+    convolutions: tuple[AbstractRecurrentMixer[Any], ...]
     gate_norm: AbstractNorm | None
     output_norm: AbstractNorm | None
 
@@ -263,7 +263,7 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         u = u if self.short_bias is None else u + self.short_bias.astype(u.dtype)
         return context.blank_padding(u)
 
-    def _call(self, convolution: CKConvSequenceMixer, context: SequenceContext):
+    def _call(self, convolution: AbstractRecurrentMixer, context: SequenceContext):
         return lambda z: (None, convolution(z, context=context))
 
     def _empty_short(self, dtype: DTypeLike) -> Float[Array, "last streams"]:
