@@ -20,7 +20,7 @@ FEATURES, CAPACITY = 4, 110  # the line has 128 rows
 CONVOLUTION = lx.CKConvSequenceMixerConfig(
     kernel=lx.SIRENKernelConfig(8, 1, (1.0,)), extent=16.0, max_documents=3
 )
-X = noise(CAPACITY, FEATURES)
+X = jnp.asarray(noise(CAPACITY, FEATURES))
 
 
 @pytest.fixture(scope="module")
