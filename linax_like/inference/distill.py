@@ -119,10 +119,10 @@ def _distill_one(
     poles, residues = (np.stack(values) for values in zip(*fits, strict=True))
     logs = np.log(poles)
     values: tuple[Any, ...] = (
-        np.log(-logs.real),
-        logs.imag,
+        np.log(-np.real(logs)),
+        np.imag(logs),
         np.zeros(len(poles)),
-        np.stack([residues.real, residues.imag]) / 2,
+        np.stack([np.real(residues), np.imag(residues)]) / 2,
     )
     skeleton = eqx.filter_eval_shape(config.build, mixer.in_features, jr.key(0))
     fields = lambda m: (m.log_decay, m.frequency, m.log_step, m.out_proj, m.skip)

@@ -12,10 +12,11 @@ from ..stack import Stack
 
 
 def tiled_decoding(model: PyTree, max_length: int) -> PyTree:
-    """The same model, whose causal `CKConvSequenceMixer`s take O(log² length) a token to decode.
+    """The same model, whose causal `CKConvSequenceMixer`s do O(log² length) of work a token to decode.
 
     Their kernels are sampled once, and not trained any more. The repeats of a stack are written out, as
-    a loop over them would copy all of their states at every token.
+    a loop over them would copy all of their states at every token. On a CPU XLA still copies one line
+    of every layer of a stack, which is memory in proportion to the length.
 
     - `max_length`: of the longest sequence; for `lx.generate` the longest prompt, what is generated,
         and two.

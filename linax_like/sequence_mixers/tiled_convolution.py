@@ -45,6 +45,9 @@ class TiledConvolution(AbstractRecurrentMixer[TiledConvolutionState]):
 
     convolution: CKConvSequenceMixer  # materialized
 
+    def __init__(self, convolution: CKConvSequenceMixer):
+        self.convolution = convolution
+
     @classmethod
     def of(cls, convolution: CKConvSequenceMixer, max_length: int) -> "TiledConvolution":
         """The same convolution, for sequences of at most `max_length` positions."""
@@ -57,6 +60,10 @@ class TiledConvolution(AbstractRecurrentMixer[TiledConvolutionState]):
     @property
     def causal(self) -> bool:
         return True
+
+    @property
+    def complexity(self) -> str:
+        return self.convolution.complexity
 
     def __call__(
         self, x: Grid, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
