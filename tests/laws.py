@@ -510,7 +510,6 @@ def check_packing(mixer: AbstractSequenceMixer) -> None:
         segment_ids=jnp.asarray(IDS),
         mask=jnp.ones(TIME, bool),
         previous_segment_id=jnp.int32(99),
-        timesteps=jnp.ones(TIME) if "timesteps" in mixer.uses else None,
     )
     for form in (prefilled, stepped):
         for state in (initial_state(mixer), earlier_state(mixer)):
