@@ -32,8 +32,8 @@ from ..initializers import constant, split
 from ..norms import AbstractNorm, AbstractNormConfig, LayerNormConfig
 from ..precision import linear, upcast
 from ..sequence_mixers import AbstractSequenceMixer, AbstractSequenceMixerConfig
-from ..types import Aux, Frame, Grid, no_aux, Signal
-from .base import AbstractBlock, AbstractBlockConfig, keep, recurrent
+from ..types import Aux, Frame, Grid, Signal
+from .base import AbstractBlock, AbstractBlockConfig, keep, mix_channels, recurrent
 
 
 @dataclass(frozen=True)
@@ -142,11 +142,7 @@ class AdaptiveBlock(AbstractBlock):
         shift, scale, gate = modulation
         mixer_key, drop_key = (None, None) if key is None else jr.split(key)
         h = _modulate(self.channel_norm(x), shift, scale)
-        if isinstance(self.channel_mixer, AbstractRoutedChannelMixer):
-            mask = None if context is None else context.mask
-            y, aux = self.channel_mixer(h, mixer_key, mask=mask)
-        else:
-            y, aux = self.channel_mixer(h, mixer_key), no_aux()
+        y, aux = mix_channels(self.channel_mixer, h, mixer_key, context)
         return x + gate * self._drop(y, drop_key), aux
 
     def _modulation(self, x: Array, context: SequenceContext | None) -> list[Array]:

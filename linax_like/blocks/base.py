@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from ..channel_mixers import AbstractChannelMixer, AbstractRoutedChannelMixer
 from ..config import AbstractConfig
 from ..context import SequenceContext
 from ..sequence_mixers import AbstractRecurrentMixer, AbstractSequenceMixer
-from ..types import Aux, Frame, Grid, Signal
+from ..types import Aux, Frame, Grid, no_aux, Signal
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,18 @@ def recurrent(mixer: AbstractSequenceMixer) -> AbstractRecurrentMixer:
             "it with a causal sequence mixer."
         )
     return mixer
+
+
+def mix_channels(
+    mixer: AbstractChannelMixer | AbstractRoutedChannelMixer,
+    x: Array,
+    key: PRNGKeyArray | None,
+    context: SequenceContext | None,
+) -> tuple[Array, Aux]:
+    """A channel mixer of either tier, and what it yields beside its values."""
+    if isinstance(mixer, AbstractRoutedChannelMixer):
+        return mixer(x, key, mask=None if context is None else context.mask)
+    return mixer(x, key), no_aux()
 
 
 def keep(y: Array, rate: float, uniform: Array) -> Array:

@@ -35,7 +35,7 @@ from ..sequence_mixers import (
     S4DSequenceMixerConfig,
 )
 from ..types import Aux, Frame, Grid, no_aux, Signal
-from .base import AbstractBlock, AbstractBlockConfig, keep, recurrent
+from .base import AbstractBlock, AbstractBlockConfig, keep, mix_channels, recurrent
 
 
 @dataclass(frozen=True)
@@ -164,11 +164,8 @@ class ResidualBlock(AbstractBlock):
         mixer_key, drop_key = (None, None) if key is None else jr.split(key)
 
         def mix(h):
-            if isinstance(channel_mixer, AbstractRoutedChannelMixer):
-                mask = None if context is None else context.mask
-                y, aux = channel_mixer(h, mixer_key, mask=mask)
-                return aux, y
-            return no_aux(), channel_mixer(h, mixer_key)
+            y, aux = mix_channels(channel_mixer, h, mixer_key, context)
+            return aux, y
 
         aux, x = self._around(mix, norm, self.channel_scale, x, drop_key)
         return x, aux

@@ -8,6 +8,7 @@ import jax.random as jr
 from jaxtyping import PyTree
 
 from ..sequence_mixers import CKConvSequenceMixer, TiledConvolution
+from ..sequence_mixers.ckconv import each_repeat
 from ..stack import Stack
 
 
@@ -42,10 +43,7 @@ def is_convolution(node: PyTree) -> bool:
 def _tile(node: PyTree, max_length: int) -> PyTree:
     if not is_convolution(node):
         return node
-    tile = lambda mixer: TiledConvolution.of(mixer, max_length)
-    for _ in range(node.skip.ndim - 1):  # of the repeats of a stack
-        tile = eqx.filter_vmap(tile)
-    return tile(node)
+    return each_repeat(lambda mixer: TiledConvolution.of(mixer, max_length), node)
 
 
 def _write_out(stack: PyTree) -> PyTree:

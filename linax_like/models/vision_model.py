@@ -119,11 +119,10 @@ class VisionModel(eqx.Module):
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         """Floating-point operations of one pass over a grid of so many patches."""
         positions = math.prod(spatial_dims) + len(self.tokens)
-        head = 2 * self.head.weight.size
         return (
             self.embedding.flop_count(spatial_dims, inference)
             + self.stack.flop_count((positions,), inference)
-            + (head if inference else 3 * head)
+            + self.head.flop_count((1,), inference)
         )
 
     def _flatten(self, context: SequenceContext) -> SequenceContext:

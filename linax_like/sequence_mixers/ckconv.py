@@ -9,6 +9,7 @@ Causal on one axis it is a recurrence, whose state is the past itself.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
@@ -259,12 +260,18 @@ def materialize_kernels(model: PyTree, spatial_dims: tuple[int, ...]) -> PyTree:
     def replace(node):
         if not is_mixer(node) or node.kernel.uses_condition:
             return node
-        sample = lambda mixer: mixer.materialize(spatial_dims)
-        for _ in range(node.skip.ndim - 1):  # of the repeats of a stack
-            sample = eqx.filter_vmap(sample)
-        return sample(node)
+        return each_repeat(lambda mixer: mixer.materialize(spatial_dims), node)
 
     return jax.tree.map(replace, model, is_leaf=is_mixer)
+
+
+def each_repeat(
+    convert: Callable[[CKConvSequenceMixer], PyTree], mixer: CKConvSequenceMixer
+) -> PyTree:
+    """`convert` of a mixer, or of each that the repeats of a stack hold in it."""
+    for _ in range(mixer.skip.ndim - 1):
+        convert = eqx.filter_vmap(convert)
+    return convert(mixer)
 
 
 def _lags(points: int, kind: Boundary) -> range:

@@ -35,7 +35,7 @@ from .base import (
     refuse_axis_name,
     require_causal,
 )
-from .learned_length import require_length, require_state_length
+from .learned_length import places, require_length, require_state_length
 from .padding import compact, reorder
 
 
@@ -196,10 +196,8 @@ class KroneckerSequenceMixer(AbstractRecurrentMixer[KroneckerState]):
         self, length: Int[Array, ""], context: SequenceContext, time: int, begun: bool
     ) -> Blocks:
         """The blocks of a chunk, padding last, of whose document `length` positions came before."""
-        position = context.replace(positions=None).positions_from(length, time)
-        resets = context.resets()
-        most = 1 if resets is None else self.config.max_documents
-        documents = jnp.zeros((time,), jnp.int32) if resets is None else jnp.cumsum(resets)
+        position, documents = places(length, context, time)
+        most = 1 if context.segment_ids is None else self.config.max_documents
         spare = most if begun else most - 1
         return Blocks.of(position, documents, context.mask, self.block_size, spare)
 

@@ -1,6 +1,7 @@
 """What mixers share whose parameters say how long a sequence can be."""
 
-from jaxtyping import Array
+import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from ..context import SequenceContext
 from .base import AbstractSequenceMixer
@@ -15,6 +16,20 @@ def require_length(
             f"`{type(mixer).__name__}` was built for at most `max_length={max_length}` positions. "
             f"Received {len(x)}. Build it with a larger `max_length`, or give it shorter sequences."
         )
+
+
+def places(
+    length: Int[Array, ""], context: SequenceContext, time: int
+) -> tuple[Int[Array, " time"], Int[Array, " time"]]:
+    """Each position's place in its document, and that document; 0 is the one that goes on.
+
+    - `length`: positions of that one before these.
+    """
+    position = context.replace(positions=None).positions_from(length, time)
+    resets = context.resets()
+    if resets is None:
+        return position, jnp.zeros((time,), jnp.int32)
+    return position, jnp.cumsum(resets, dtype=jnp.int32)
 
 
 def require_state_length(mixer: AbstractSequenceMixer, requested: int, max_length: int) -> None:

@@ -28,7 +28,7 @@ from .base import (
     refuse_axis_name,
     require_causal,
 )
-from .learned_length import require_length, require_state_length
+from .learned_length import places, require_length, require_state_length
 from .padding import compact, reorder
 
 
@@ -172,12 +172,8 @@ class LinearSequenceMixer(AbstractRecurrentMixer[LinearState]):
 def _places(
     length: Int[Array, ""], context: SequenceContext, time: int
 ) -> tuple[Int[Array, " time"], Int[Array, " time"]]:
-    """Each position's place in its document, and that document; 0 is the one that goes on."""
-    position = context.replace(positions=None).positions_from(length, time)
-    resets = context.resets()
-    documents = jnp.zeros((time,), jnp.int32)
-    if resets is not None:
-        documents = jnp.cumsum(resets, dtype=jnp.int32)
-    if context.mask is not None:  # padding is a document of its own
+    """`places`, where padding is a document of its own."""
+    position, documents = places(length, context, time)
+    if context.mask is not None:
         documents = jnp.where(context.mask, documents, -1)
     return position, documents
