@@ -48,7 +48,8 @@ class StackConfig(AbstractConfig):
     - `final_norm`: the norm after the last block; pre-norm blocks need one. None leaves it out.
     - `remat`: what the backward pass finds stored, pattern by pattern. `"none"`: no recomputation;
         `"dots"`: the outputs of matrix products; `"full"`: only the residual stream.
-    - `unroll`: repeats per iteration of the loop over repeats.
+    - `unroll`: repeats per iteration of the loop over repeats. As many as there are, or more: no loop,
+        which compiles for longer, but lets a step change states in place instead of copying them.
     - `branch_scale`: factor on the initial values of the projections (`out_proj`, an expert's
         `down_proj`) by which mixers write to the residual stream. One over the root of their number
         keeps the stream from growing with depth (GPT-2).
@@ -88,7 +89,8 @@ class StackState(NamedTuple):
 
     - `cursor`: the position and the document, held once for all blocks; of several streams, each
         one's and those of all.
-    - `blocks`: per group and block of its pattern, the states stacked over the repeats.
+    - `blocks`: per group and block of its pattern, the states stacked over the repeats; of a group
+        without a loop, the states of all its blocks.
     """
 
     cursor: Any  # a Cursor or a StreamsCursor
@@ -150,10 +152,13 @@ class Stack(eqx.Module):
     def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> StackState:
         """The state before the first position of at most `max_length`."""
         init = eqx.filter_vmap(lambda block: block.init_state(max_length, dtype))
-        blocks = tuple(tuple(init(block) for block in group) for group in self.groups)
+        blocks = []
+        for group, (_, repeats) in zip(self.groups, self.config.groups, strict=True):
+            states = [init(block) for block in group]
+            blocks.append(tuple(states if self._loops(repeats) else _unstack(states, repeats)))
         modalities = _modalities(self.groups)
         cursor = start_cursor() if modalities is None else start_streams(modalities)
-        return StackState(cursor, blocks)
+        return StackState(cursor, tuple(blocks))
 
     def prefill(
         self, state: StackState, x: Residual, *, context: Context | None = None
@@ -199,9 +204,11 @@ class Stack(eqx.Module):
     def layers(self) -> Iterator[Block]:
         """The blocks in order, each with its own parameters."""
         for group, (_, repeats) in zip(self.groups, self.config.groups, strict=True):
-            for repeat in range(repeats):
-                for block in group:
-                    yield jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat], block)
+            yield from _unstack(group, repeats)
+
+    def _loops(self, repeats: int) -> bool:
+        """Whether `prefill` and `step` loop over the repeats of a group."""
+        return repeats > self.config.unroll
 
     def _advance(self, method, states, x):
         def apply(x, pattern, states, _):
@@ -212,8 +219,12 @@ class Stack(eqx.Module):
             return x, tuple(new_states)
 
         all_states = []
-        for group, group_states in zip(self.groups, states, strict=True):
-            x, group_states = self._scan(apply, x, group, group_states, None)
+        patterns = zip(self.groups, self.config.groups, states, strict=True)
+        for group, (_, repeats), group_states in patterns:
+            if self._loops(repeats):
+                x, group_states = self._scan(apply, x, group, group_states, None)
+            else:
+                x, group_states = apply(x, _unstack(group, repeats), group_states, None)
             all_states.append(group_states)
         return tuple(all_states), self._finish(x)
 
@@ -262,6 +273,15 @@ def _scale_branches(block: Block, factor: float) -> Block:
         return rescale(leaf, factor) if name in _OUTPUTS else leaf
 
     return block if factor == 1 else jax.tree_util.tree_map_with_path(scale, block)
+
+
+def _unstack(pattern: Sequence[PyTree], repeats: int) -> list[PyTree]:
+    """What is stacked over the repeats of a pattern, by block in order."""
+    return [
+        jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat], one)
+        for repeat in range(repeats)
+        for one in pattern
+    ]
 
 
 def _modalities(groups: tuple[tuple[Block, ...], ...]) -> tuple[str, ...] | None:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..context import SequenceContext
 from ..ops.attention import attention
+from ..ops.attention.one_query import attend_once
 from ..ops.attention.ring_buffer import append, chronological
 from ..ops.compact import Permutation
 from .base import keep_at_padding
@@ -116,8 +117,7 @@ class AttentionCore(NamedTuple):
         keys = keys.at[length % capacity].set(k.astype(keys.dtype))
         values = values.at[length % capacity].set(v.astype(values.dtype))
         stored = jnp.arange(capacity) <= length
-        past = AttentionCore(causal=False, soft_cap=self.soft_cap, scale=self.scale)
-        y = past._attend(q[None], keys, values, None, stored, None, padding_last=False)[0]
+        y = attend_once(q, keys, values, stored, soft_cap=self.soft_cap, scale=self.scale)
         real = jnp.ones((), bool) if context.mask is None else context.mask
         y = self._refuse_overflow(y, length, real, capacity)
         return keep_at_padding(context, AttentionState(keys, values, length + 1), state), y

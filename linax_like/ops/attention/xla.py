@@ -65,6 +65,9 @@ def _forward(q, k, v, segment_ids, mask, spans, *, rules, block):
     """The output and the log-sum-exp of every query, in at least float32."""
     blocks = _in_blocks(q, k, v, segment_ids, mask, spans, rules, block)
     dtype = accumulation_dtype(q.dtype)
+    first = jnp.zeros((), jnp.int32)
+    if rules.offset > 0 and blocks.mask is not None:  # a cache may be empty so far
+        first = jnp.argmax(jnp.any(blocks.mask, axis=-1))
 
     def over_keys(i):
         def add_block(j, carry):
@@ -79,7 +82,8 @@ def _forward(q, k, v, segment_ids, mask, spans, *, rules, block):
         rows = jnp.zeros(blocks.q.shape[1:-1], dtype)
         y = jnp.zeros((*rows.shape, v.shape[-1]), dtype)
         start = vary_together((rows + jnp.finfo(dtype).min, rows, y), q)[0]
-        highest, total, y = jax.lax.fori_loop(*_seen_blocks(blocks, i, rules), add_block, start)
+        low, high = _seen_blocks(blocks, i, rules)
+        highest, total, y = jax.lax.fori_loop(jnp.maximum(low, first), high, add_block, start)
         alone = total == 0  # a query without a key
         total = jnp.where(alone, 1.0, total)
         return y / total[..., None], jnp.where(alone, jnp.inf, highest + jnp.log(total))
