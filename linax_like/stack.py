@@ -127,6 +127,11 @@ class Stack(eqx.Module):
         return all(block.causal for group in self.groups for block in group)
 
     @property
+    def modalities(self) -> tuple[str, ...] | None:
+        """Those of the residual streams; None if there is one, which is an array."""
+        return _modalities(self.groups)
+
+    @property
     def uses(self) -> frozenset[str]:
         return frozenset().union(*(block.uses for group in self.groups for block in group))
 
@@ -156,7 +161,7 @@ class Stack(eqx.Module):
         for group, (_, repeats) in zip(self.groups, self.config.groups, strict=True):
             states = [init(block) for block in group]
             blocks.append(tuple(states if self._loops(repeats) else _unstack(states, repeats)))
-        modalities = _modalities(self.groups)
+        modalities = self.modalities
         cursor = start_cursor() if modalities is None else start_streams(modalities)
         return StackState(cursor, tuple(blocks))
 

@@ -19,7 +19,6 @@ from .ops.compact import Permutation, permute
 
 Streams = dict[str, Float[Array, "_ features"]]  # by modality; one that is left out is empty
 Frames = dict[str, Float[Array, " features"]]  # the next position, of the one modality it has
-Turns = tuple[Float[Array, "*time half"], Float[Array, "*time half"]]  # cosines and sines
 
 Counting = Literal["restart", "continue"]
 
@@ -41,7 +40,7 @@ class StreamsContext(eqx.Module):
 
     streams: dict[str, SequenceContext] = eqx.field(default_factory=dict)
     places: dict[str, Int[Array, "*time"]] | None = None
-    rope: dict[str, Turns] = eqx.field(default_factory=dict)
+    rope: dict[str, tuple[Array, Array]] = eqx.field(default_factory=dict)
 
     def __check_init__(self):
         for name, context in self.streams.items():
