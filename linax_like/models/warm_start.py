@@ -59,9 +59,9 @@ def warm_start_from_text_stack(
     **Raises:** `ValueError` that names an array of another shape, and the modality.
     """
     given = _by_our_names(source)
-    arrays, skip = named_arrays(model), _routed(model)
+    values, skip = _values(model), _routed(model)
     copied, kept, missing = {}, [], []
-    for name, array in arrays.items():
+    for name, array in list(values.items()):
         found = None if name.startswith(skip) else _counterpart(name)
         if found is None:
             kept.append(name)
@@ -77,8 +77,8 @@ def warm_start_from_text_stack(
                     f"{tuple(array.shape)}. Build the mixture with the source's sizes."
                 )
             copied[name] = key
-            arrays[name] = value.astype(array.dtype)
-    model = with_arrays(model, arrays) if copied else model
+            values[name] = value.astype(array.dtype)
+    model = with_arrays(model, values) if copied else model
     return model, WarmStartReport(copied, tuple(kept), tuple(missing))
 
 
@@ -156,8 +156,13 @@ def _by_our_names(source) -> dict[str, tuple[str, Array | np.ndarray]]:
         named = {_translate(name.removeprefix("transformer.")): name for name in source}
         return {ours: (name, np.asarray(source[name])) for ours, name in named.items()}
     if isinstance(source, Stack):
-        return {f"stack/{name}": (name, array) for name, array in named_arrays(source).items()}
-    return {name: (name, array) for name, array in named_arrays(source).items()}
+        return {f"stack/{name}": (name, array) for name, array in _values(source).items()}
+    return {name: (name, array) for name, array in _values(source).items()}
+
+
+def _values(model: PyTree) -> dict[str, Array | np.ndarray]:
+    named = named_arrays(model).items()
+    return {name: leaf for name, leaf in named if not isinstance(leaf, jax.ShapeDtypeStruct)}
 
 
 def _translate(name: str) -> str:
@@ -207,8 +212,8 @@ def _mot_block(block, modalities: tuple[str, ...], counting: Counting) -> MoTBlo
         channel_mixer=block.channel_mixer,
         norm=block.norm,
     )
-    kept = new.mixer.attention if isinstance(new.mixer, MoTAttentionConfig) else None
-    if block != ResidualBlockConfig(kept, block.channel_mixer, block.norm):
+    assert isinstance(new.mixer, MoTAttentionConfig)
+    if block != ResidualBlockConfig(new.mixer.attention, block.channel_mixer, block.norm):
         raise ValueError(
             f"`mixture_of` has no counterpart for all options of `{block}`: of its attention it keeps "
             "heads, `qk_norm` and RoPE, and of its block the norm and the channel mixer."
