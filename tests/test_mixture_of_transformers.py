@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_numbers import assert_close, load
+from golden_numbers import assert_close, GOLDEN, load
 
 import linax_like as lx
+from linax_like.interop import huggingface
 
 
 PATCHES = lx.ModalityConfig(
@@ -53,10 +54,42 @@ def test_without_an_image_it_is_the_language_model(mixture, language):
     assert not output.values
 
 
+@pytest.mark.parametrize("name", ["llama_rope3", "qwen3"])
+def test_an_imported_folder_becomes_a_mixture(name, key, tmp_path):
+    """Its text stream gives the folder's logits, also after the mixture was saved and loaded."""
+    language = huggingface.load(GOLDEN / "huggingface" / name)
+    mixture, report = lx.mixture_of(language, "text", {"image": PATCHES}, key)
+    assert not report.missing
+    lx.save_pretrained(mixture, tmp_path / "mixture")
+    mixture = lx.load_pretrained(tmp_path / "mixture")
+    with np.load(GOLDEN / "huggingface" / name / "io.npz") as file:
+        tokens, expected = file["ids"][0], file["logits"][0]
+    logits = eqx.filter_jit(mixture)({"text": jnp.asarray(tokens)}).logits["text"]
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_the_preset_spreads_experts(key):
+    """Every second block has them, and none begins as more than the identity but for these."""
+    experts = lx.MixtureOfExpertsConfig(2, 1, 8, balance_loss=1.0)
+    modalities = {"image": PATCHES, "text": lx.ModalityConfig(11)}
+    config = lx.presets.mixture_of_transformers(
+        8, modalities, 4, num_heads=2, experts=experts, moe_frequency=2
+    )
+    has = [block.channel_mixer is experts for block in config.stack.layers]
+    assert has == [False, True, False, True]
+    output = eqx.filter_jit(config.build(key))({"text": jnp.asarray([1, 2, 3])})
+    assert output.aux.loss >= 2  # of two blocks, each at least 1
+    for options in ({"n_layer": 0}, {"n_layer": 2, "moe_frequency": 0}):
+        with pytest.raises(ValueError, match="must be positive"):
+            lx.presets.mixture_of_transformers(8, modalities, **options)
+
+
 def test_text_after_an_image_continues_it(mixture, images):
     """What is generated greedily is what the whole model says, image and ragged prompts included."""
     prompts, length = [[1, 5, 2], [7]], 5
-    text = lx.generate(mixture, prompts, length, jr_key(), temperature=0.0, prefix={"image": images})
+    text = lx.generate(
+        mixture, prompts, length, jr_key(), temperature=0.0, prefix={"image": images}
+    )
     whole = eqx.filter_jit(lambda streams: mixture(streams).logits["text"])
     for image, prompt, new in zip(images, prompts, text.tokens, strict=True):
         tokens = np.asarray([*prompt, *new.tolist()])
@@ -163,6 +196,7 @@ def test_warm_start_reports_and_refuses(language, mixture, key):
     stack = lx.StackConfig((((experts,), 1),)).build(8, key)
     _, report = lx.warm_start_from_text_stack(stack, language)
     assert "0/channel_mixers/text/router" in report.kept
+    assert report.copied["0/sequence_norms/text/weight"] == "stack/0/sequence_norm/weight"
     windowed = lx.ResidualBlockConfig(lx.AttentionSequenceMixerConfig(window=4))
     other = lx.LanguageModelConfig(11, 8, lx.StackConfig((((windowed,), 1),))).build(key)
     with pytest.raises(ValueError, match="has no counterpart for all options"):
