@@ -99,9 +99,25 @@ def test_a_distilled_model_decodes_what_it_reads(distilled):
     assert {leaf.shape[-2:] for leaf in jax.tree.leaves(state.blocks[0][0])} == {(4, 4)}
 
 
+def test_a_distilled_model_is_what_its_config_says_and_survives_its_folder(distilled, tmp_path):
+    model, _ = distilled
+    assert model.config.stack == model.stack.config
+    pattern, _ = model.config.stack.groups[0]
+    recurrence = lx.S4DSequenceMixerConfig(8, discretization="dirac")
+    assert pattern[0].sequence_mixer == recurrence
+    assert pattern[1].sequence_mixer.operator.recurrence == recurrence
+    lx.save_pretrained(model, tmp_path / "saved")
+    again = lx.load_pretrained(tmp_path / "saved")
+    assert jax.tree.structure(again) == jax.tree.structure(model)
+    assert jax.tree.all(jax.tree.map(np.array_equal, again, model))
+
+
 def test_bad_requests_say_why(model):
     with pytest.raises(ValueError, match="`length` of at least 18 lags to find 8 poles"):
         lx.distill(model, 8, 17)
+    with pytest.raises(ValueError, match=r"`recurrence` must be None, unless .* \('causal',\)"):
+        on_grid = lx.CKConvSequenceMixerConfig(("zero",))
+        lx.HyenaOperatorConfig(2, on_grid, recurrence=lx.S4DSequenceMixerConfig())
     with pytest.raises(ValueError, match="`state_dim` must be even"):
         lx.distill(model, 3, LENGTH)
     with pytest.raises(ValueError, match="`S5SequenceMixer` without a convolution to distill"):

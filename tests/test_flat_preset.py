@@ -115,10 +115,23 @@ def test_a_mixer_of_ones_own_needs_no_registration():
     ours = lx.LinearSequenceMixerConfig(9).build(16, jr.key(3))
     x, mixer = jr.normal(KEY, (9, 16)), LinearMixer(16, ours.weight)
     assert jnp.allclose(mixer(x), ours(x), atol=1e-6)
-    # A file names classes of linax_like alone: it cannot make a program import anything else.
-    text = config.to_json()
-    with pytest.raises(ValueError, match="LinearMixerConfig.* is not a config of linax_like"):
-        lx.LanguageModelConfig.from_json(text)
+
+
+def test_a_file_names_classes_of_linax_like_and_those_that_are_given(tmp_path):
+    """It cannot make a program import anything else."""
+    config = lx.presets.sequence_model(7, 16, 2, max_len=9, spatial_mixer=LinearMixerConfig)
+    model = config.build(KEY)
+    lx.save_pretrained(model, tmp_path / "saved")
+    remedy = r"LinearMixerConfig.* is not a config of linax_like.*classes=\(LinearMixerConfig,\)"
+    with pytest.raises(ValueError, match=remedy):
+        lx.load_pretrained(tmp_path / "saved")
+    again = lx.load_pretrained(tmp_path / "saved", classes=[LinearMixerConfig])
+    assert again.config == config == lx.LanguageModelConfig.from_json(
+        config.to_json(), [LinearMixerConfig]
+    )
+    mixer = lambda model: next(model.stack.layers()).sequence_mixer
+    assert jnp.array_equal(mixer(again).weight, mixer(model).weight)
+    assert config.updated("stack.groups.0.1", 3).stack.layers == 3 * config.stack.layers[:1]
 
 
 @pytest.mark.parametrize(

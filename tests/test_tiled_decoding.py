@@ -162,6 +162,12 @@ def test_every_convolution_of_a_model_is_tiled(model, tiled_model):
     assert lx.named_arrays(tiled_model)["stack/2/channel_mixer/out_proj"].shape[0] == 8
 
 
+def test_a_tiled_model_is_saved_as_it_was_before(tiled_model, tmp_path):
+    with pytest.raises(ValueError, match="as it was before `tiled_decoding`"):
+        lx.save_pretrained(tiled_model, tmp_path / "saved")
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("draft", [False, True])
 def test_generation_is_the_same_for_ragged_prompts(model, tiled_model, draft):
     prompts = [[1, 2, 3], [4, 5, 6, 7, 8], [9]]

@@ -8,6 +8,7 @@ one position maps to each other (ESPRIT); they are pulled inside of the unit cir
 then a least-squares fit to all lags.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -18,8 +19,16 @@ import numpy as np
 from jaxtyping import PyTree
 from numpy.typing import NDArray
 
+from ..config import AbstractConfig
 from ..paths import array_places
-from ..sequence_mixers import CKConvSequenceMixer, S4DSequenceMixer, S4DSequenceMixerConfig
+from ..sequence_mixers import (
+    CKConvSequenceMixer,
+    CKConvSequenceMixerConfig,
+    HyenaOperatorConfig,
+    S4DSequenceMixer,
+    S4DSequenceMixerConfig,
+)
+from .configs import with_configs
 from .tiled import is_convolution
 
 
@@ -45,7 +54,8 @@ def distill(model: PyTree, state_dim: int, length: int) -> tuple[PyTree, dict[st
     """A model whose causal `CKConvSequenceMixer`s are recurrences, and what that changed.
 
     Each becomes an `S4DSequenceMixer`, whose step takes the same time wherever it is. This is an
-    approximation: the errors, by the public path of each convolution, say how good it is.
+    approximation: the errors, by the public path of each convolution, say how good it is. The model's
+    config tells of it, so that it can be trained further, and saved.
 
     - `state_dim`: size of a feature's state, conjugates included. Even.
     - `length`: the lags to which the kernels are fitted. Beyond, they decay as the poles do.
@@ -60,10 +70,12 @@ def distill(model: PyTree, state_dim: int, length: int) -> tuple[PyTree, dict[st
             f"poles. Received {length}."
         )
     errors: dict[str, KernelError] = {}
+    replaced: set[CKConvSequenceMixerConfig] = set()
 
     def convert(node: PyTree, places: PyTree) -> PyTree:
         if not is_convolution(node):
             return node
+        replaced.add(node.config)
         repeats = node.skip.shape[:-1]
         mixers = []
         for index, name in zip(np.ndindex(repeats), places.skip.names, strict=True):
@@ -82,7 +94,7 @@ def distill(model: PyTree, state_dim: int, length: int) -> tuple[PyTree, dict[st
             "needs a `CKConvSequenceMixer` with the boundary ('causal',) whose kernel no condition "
             "changes."
         )
-    return distilled, errors
+    return with_configs(distilled, lambda node: _distilled_config(node, replaced, config)), errors
 
 
 def fit_exponentials(kernel: Kernel, state_dim: int) -> tuple[Numbers, Numbers]:
@@ -129,6 +141,16 @@ def _distill_one(
     values = (*(jnp.asarray(value, jnp.float32) for value in values), mixer.skip)
     distilled = eqx.tree_at(fields, skeleton, values)
     return distilled, _error(np.asarray(distilled.kernel(length), np.float64).T, kernel)
+
+
+def _distilled_config(
+    config: AbstractConfig,
+    replaced: set[CKConvSequenceMixerConfig],
+    recurrence: S4DSequenceMixerConfig,
+) -> AbstractConfig | None:
+    if isinstance(config, HyenaOperatorConfig) and config.convolution in replaced:
+        return dataclasses.replace(config, recurrence=recurrence)
+    return recurrence if config in replaced else None
 
 
 def _error(got: Kernel, kernel: Kernel) -> KernelError:
