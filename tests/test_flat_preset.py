@@ -27,6 +27,7 @@ def test_transformer():
     assert model.complexity == "O(L² · d + L · d²)"
     mixer = config.stack.layers[0].sequence_mixer
     assert mixer == lx.AttentionSequenceMixerConfig(num_heads=2, rope_base=10000.0)
+    assert config.embedding.positions == lx.SinusoidalPositionsConfig()
     assert lx.LanguageModelConfig.from_json(config.to_json()) == config
 
 
@@ -48,6 +49,8 @@ def test_kronecker_language_model():
     assert jnp.allclose(stepped, whole, atol=1e-5)
     assert model.complexity == "O(L^1.5 · d + L · d²)"
     assert config.embedding.positions == lx.LearnedPositionsConfig(20)
+    mixer = config.stack.layers[0].sequence_mixer
+    assert mixer == lx.KroneckerSequenceMixerConfig(20, rank=2)
 
 
 @dataclass(frozen=True)
