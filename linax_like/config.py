@@ -5,11 +5,12 @@ import difflib
 import functools
 import importlib
 import json
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
+
+from .annotations import alternatives, describe, fits, item_hints
 
 
 # Where `from_dict` looks a type tag up that it was not given the class of: the only registry.
@@ -34,8 +35,8 @@ class AbstractConfig:
                     f"`{cls.__name__}` has no field `{name}`. {_suggest(name, list(hints))}"
                 )
         for name, value in (dict(zip(hints, args, strict=False)) | kwargs).items():
-            if not _fits(value, hints[name]):
-                described = _describe(hints[name])
+            if not fits(value, hints[name]):
+                described = describe(hints[name])
                 raise ValueError(
                     f"`{cls.__name__}.{name}` must be {described}. Received {value!r}."
                 )
@@ -135,8 +136,8 @@ def _decode(value: Any, hint: Any, where: str, known: Classes) -> Any:
         return _decode_config(value, hint, where, known)
     if isinstance(value, list | tuple):
         return _decode_tuple(tuple(value), hint, where, known)
-    if not _fits(value, hint):
-        raise ValueError(f"`{where}` must be {_describe(hint)}. Received {value!r}.")
+    if not fits(value, hint):
+        raise ValueError(f"`{where}` must be {describe(hint)}. Received {value!r}.")
     return value
 
 
@@ -146,9 +147,9 @@ def _decode_config(
     if "type" not in data:
         raise ValueError(f"`{where}` lacks its `type`, the class name of a config.")
     cls = _find_class(data["type"], where, known)
-    expected = [h for h in _alternatives(hint) if isinstance(h, type)]
+    expected = [h for h in alternatives(hint) if isinstance(h, type)]
     if expected and not issubclass(cls, tuple(expected)):
-        raise ValueError(f"`{where}` must be {_describe(hint)}. Received a `{cls.__name__}`.")
+        raise ValueError(f"`{where}` must be {describe(hint)}. Received a `{cls.__name__}`.")
     hints = _hints(cls)
     fields = {}
     for key, value in data.items():
@@ -170,12 +171,12 @@ def _decode_config(
 
 
 def _decode_tuple(values: tuple, hint: Any, where: str, known: Classes) -> tuple:
-    for alternative in _alternatives(hint):
-        hints = _item_hints(alternative, len(values))
+    for alternative in alternatives(hint):
+        hints = item_hints(alternative, len(values))
         if hints is not None:
             items = zip(values, hints, strict=True)
             return tuple(_decode(v, h, f"{where}.{i}", known) for i, (v, h) in enumerate(items))
-    raise ValueError(f"`{where}` must be {_describe(hint)}. Received {list(values)!r}.")
+    raise ValueError(f"`{where}` must be {describe(hint)}. Received {list(values)!r}.")
 
 
 def _find_class(name: Any, where: str, known: Classes) -> type[AbstractConfig]:
@@ -196,52 +197,6 @@ def _hints(cls: type[AbstractConfig]) -> dict[str, Any]:
     """The annotations of a config's fields, in their order."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-
-
-def _alternatives(hint: Any) -> tuple:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return typing.get_args(hint)
-    return (hint,)
-
-
-def _item_hints(hint: Any, length: int) -> tuple | None:
-    """The annotations of the items of a tuple; None if a tuple that long does not fit `hint`."""
-    if typing.get_origin(hint) is not tuple:
-        return None
-    hints = typing.get_args(hint)
-    if len(hints) == 2 and hints[1] is Ellipsis:
-        return (hints[0],) * length
-    return hints if len(hints) == length else None
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if hint is Any or hint is None:
-        return hint is Any or value is None
-    if typing.get_origin(hint) is Literal:
-        return value in typing.get_args(hint)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(_fits(value, h) for h in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        hints = _item_hints(hint, len(value)) if isinstance(value, tuple) else None
-        return hints is not None and all(map(_fits, value, hints))
-    if not isinstance(hint, type):
-        return True  # nothing that is known here
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
-
-
-def _describe(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
-    if hint is type(None):
-        return "null"
-    if isinstance(hint, type) and typing.get_origin(hint) is None:
-        article = "an" if hint.__name__[0] in "aeiouA" else "a"
-        return f"{article} {hint.__name__}"
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(_describe(h) for h in typing.get_args(hint))
-    return str(hint).replace("typing.", "")
 
 
 def _index(node: Any, name: str, path: str) -> str | int:

@@ -181,7 +181,8 @@ def test_generation_is_the_same_for_ragged_prompts(model, tiled_model, draft):
 
 
 def test_rows_in_step_share_a_tile_and_skip_the_others(tiled_model):
-    """A batched condition would become a choice between all tiles, each made at every token."""
+    """A batched condition would become a choice between all tiles, each made at every token; these are
+    conditionals, whose predicates are scalars."""
     generate = sys.modules["linax_like.inference.generate"]
     sampling = lx.inference.Sampling()
     setup = generate.Setup(tiled_model, None, 0, sampling, jnp.zeros((0,), jnp.int32))
@@ -191,3 +192,4 @@ def test_rows_in_step_share_a_tile_and_skip_the_others(tiled_model):
     text = generate._advance.lower(setup, rows, jnp.int32(1)).as_text()
     assert re.search(r"stablehlo.dynamic_update_slice.*tensor<8x64x8xf32>", text)
     assert not re.search(r"stablehlo.select.*tensor<8x64x8xf32>", text)
+    assert "stablehlo.case" in text

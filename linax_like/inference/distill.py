@@ -123,11 +123,9 @@ def _distill_one(
 ) -> tuple[S4DSequenceMixer, KernelError]:
     sampled = mixer.materialize((length,)).sampled
     assert sampled is not None
-    kernel = np.asarray(sampled.value, np.float64)
-    fits = [
-        fit_exponentials(kernel[:, feature], config.state_dim)
-        for feature in range(kernel.shape[1])
-    ]
+    kernel, heads = np.asarray(sampled.value, np.float64), mixer.config.num_heads
+    channels = kernel.shape[1] // heads  # every head has the same kernels
+    fits = [fit_exponentials(kernel[:, i], config.state_dim) for i in range(channels)] * heads
     poles, residues = (np.stack(values) for values in zip(*fits, strict=True))
     logs = np.log(poles)
     values: tuple[Any, ...] = (
