@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import linax_like as lx
-from linax_like.inference.distill import fit_exponentials
+from linax_like.inference.distill import _leading_directions, fit_exponentials
 
 
 KEY = jr.key(0, impl="rbg")
@@ -43,6 +43,14 @@ def test_a_sum_of_exponentials_is_recovered(real):
     kernel = np.float32(exponentials(poles, residues)).astype(np.float64)
     got = exponentials(*fit_exponentials(kernel, 8))
     np.testing.assert_allclose(got, kernel, atol=1e-5 * np.abs(kernel).max())
+
+
+def test_directions_are_those_of_the_hankel_matrix():
+    """Of a kernel that no small state could make, they hold as much of it as any."""
+    kernel = np.random.default_rng(1).normal(size=LENGTH)
+    hankel = kernel[np.add.outer(np.arange(51), np.arange(50))]
+    held = np.linalg.norm(_leading_directions(kernel, 6).T @ hankel)
+    assert held > 0.99 * np.linalg.norm(np.linalg.svd(hankel)[1][:6])
 
 
 def test_a_mixer_with_such_a_kernel_becomes_that_recurrence():

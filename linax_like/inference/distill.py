@@ -109,13 +109,10 @@ def fit_exponentials(kernel: Kernel, state_dim: int) -> tuple[Numbers, Numbers]:
 
 
 def _fit(kernel: Kernel, poles: Numbers, count: int) -> tuple[Numbers, Numbers]:
-    """The poles that matter most, so many, and their residues; of fewer some do nothing."""
-    residues = _residues(kernel, poles)
-    energy = np.linalg.norm(residues * _powers(poles, len(kernel)), axis=0)
+    """The poles that matter most, so many, and their residues."""
+    energy = np.linalg.norm(_residues(kernel, poles) * _powers(poles, len(kernel)), axis=0)
     poles = poles[np.argsort(-energy)[:count]]
-    missing = (0, count - len(poles))
-    residues = np.pad(_residues(kernel, poles), missing)
-    return np.pad(poles, missing, constant_values=0.5), residues
+    return poles, _residues(kernel, poles)
 
 
 def _distill_one(
@@ -159,7 +156,7 @@ def _error(got: Kernel, kernel: Kernel) -> KernelError:
 
 
 def _poles(kernel: Kernel, count: int) -> Numbers:
-    """At most `count`, conjugates included, of which those in the upper half plane are returned."""
+    """So many, conjugates included, of which those in the upper half plane are returned."""
     directions = _leading_directions(kernel, count)
     shift = np.linalg.lstsq(directions[:-1], directions[1:])[0]
     poles = np.linalg.eigvals(shift).astype(np.complex128)
@@ -184,9 +181,8 @@ def _leading_directions(kernel: Kernel, count: int) -> Kernel:
         basis = np.linalg.qr(product(sketch, rows))[0]
         sketch = np.linalg.qr(product(basis, columns))[0]
     basis = np.linalg.qr(product(sketch, rows))[0]
-    inner, strength, _ = np.linalg.svd(product(basis, columns).T, full_matrices=False)
-    kept = strength[:count] > 1e-10 * strength[0]
-    return basis @ inner[:, :count][:, kept]
+    inner = np.linalg.svd(product(basis, columns).T, full_matrices=False)[0]
+    return basis @ inner[:, :count]
 
 
 def _residues(kernel: Kernel, poles: Numbers) -> Numbers:
