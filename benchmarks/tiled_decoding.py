@@ -100,7 +100,9 @@ def plot(name: str, rows: list[dict[str, float]]) -> None:
         for form, style in (("plain", "o--"), ("tiled", "o-"), ("distilled", "o:")):
             times = [row[f"{form} ms"] for row in of_batch]
             label = f"{form}, {batch} row{'s' * (batch > 1)}"
-            axes.loglog([row["length"] for row in of_batch], times, style, color=color, label=label)
+            axes.loglog(
+                [row["length"] for row in of_batch], times, style, color=color, label=label
+            )
     axes.set(xlabel="length", ylabel="ms per token")
     axes.legend()
     figure.savefig(harness.RESULTS / f"{name}.png", dpi=120)

@@ -132,4 +132,4 @@ def test_bad_requests_say_why(model):
     with pytest.raises(ValueError, match="`state_dim` must be even"):
         lx.distill(model, 3, LENGTH)
     with pytest.raises(ValueError, match="`S5SequenceMixer` without a convolution to distill"):
-        lx.distill(lx.S5SequenceMixerConfig(4).build(4, KEY), 8, LENGTH)
+        lx.distill(lx.S5SequenceMixerConfig(4).build(4, KEY), 8, 18)

@@ -129,8 +129,10 @@ def test_a_file_names_classes_of_linax_like_and_those_that_are_given(tmp_path):
     with pytest.raises(ValueError, match=remedy):
         lx.load_pretrained(tmp_path / "saved")
     again = lx.load_pretrained(tmp_path / "saved", classes=[LinearMixerConfig])
-    assert again.config == config == lx.LanguageModelConfig.from_json(
-        config.to_json(), [LinearMixerConfig]
+    assert (
+        again.config
+        == config
+        == lx.LanguageModelConfig.from_json(config.to_json(), [LinearMixerConfig])
     )
     mixer = lambda model: next(model.stack.layers()).sequence_mixer
     assert jnp.array_equal(mixer(again).weight, mixer(model).weight)

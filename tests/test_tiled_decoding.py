@@ -134,6 +134,9 @@ def test_models_that_cannot_be_tiled_say_why(tiled):
     circular = lx.CKConvSequenceMixerConfig(("circular",)).build(FEATURES, KEY)
     with pytest.raises(ValueError, match=r"boundary \('causal',\)"):
         lx.tiled_decoding(circular, 16)
+    kernel = lx.SIRENKernelConfig(8, film=lx.KernelFiLMConfig(3))
+    with pytest.raises(ValueError, match="no condition changes"):
+        lx.tiled_decoding(lx.CKConvSequenceMixerConfig(kernel=kernel).build(FEATURES, KEY), 16)
 
 
 # In models.

@@ -206,7 +206,9 @@ def test_a_shifted_field_gives_shifted_values():
     with jax.enable_x64(True):
         wide = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 8)))
         run = eqx.filter_jit(lambda stack, x: stack(x)[0])
-        y, shifted = (run(model.stack, jnp.roll(wide, shift, (0, 1))) for shift in ((0, 0), (3, 5)))
+        y, shifted = (
+            run(model.stack, jnp.roll(wide, shift, (0, 1))) for shift in ((0, 0), (3, 5))
+        )
         assert y.dtype == jnp.float64
         np.testing.assert_allclose(shifted, jnp.roll(y, (3, 5), (0, 1)), rtol=0, atol=1e-12)
 
@@ -222,7 +224,9 @@ def test_a_shift_is_exact_where_the_sums_are():
         definition = lx.ops.grid_conv(x, kernel, circle, backend="reference")
         return definition, jnp.round(lx.ops.grid_conv(x, kernel, circle))
 
-    (y, rounded), (shifted, rounded_too) = (run(z, kernel) for z in (x, jnp.roll(x, (2, 5), (0, 1))))
+    (y, rounded), (shifted, rounded_too) = (
+        run(z, kernel) for z in (x, jnp.roll(x, (2, 5), (0, 1)))
+    )
     np.testing.assert_array_equal(rounded, y)
     for got in (shifted, rounded_too):
         np.testing.assert_array_equal(got, jnp.roll(y, (2, 5), (0, 1)))

@@ -73,9 +73,7 @@ class Run(NamedTuple):
         return self.config.task.load().evaluate(self.model)
 
 
-def load_run(
-    directory: str | os.PathLike, classes: Iterable[type[AbstractConfig]] = ()
-) -> Run:
+def load_run(directory: str | os.PathLike, classes: Iterable[type[AbstractConfig]] = ()) -> Run:
     """The newest model in the folder of a run.
 
     - `classes`: configs of your own that are in the run's, such as a mixer's.
