@@ -145,7 +145,8 @@ def test_models_that_cannot_be_tiled_say_why(tiled):
 @pytest.fixture(scope="module")
 def model():
     hyena = lx.QKVSequenceMixerConfig(lx.HyenaOperatorConfig(3, CONVOLUTION))
-    pattern = tuple(map(lx.ResidualBlockConfig, (hyena, lx.LRUSequenceMixerConfig(4))))
+    mixers = hyena, lx.LRUSequenceMixerConfig(4)
+    pattern = tuple(lx.ResidualBlockConfig(mixer, channel_mixer=None) for mixer in mixers)
     last = lx.ResidualBlockConfig(lx.QKVSequenceMixerConfig(CONVOLUTION))
     stack = lx.StackConfig(((pattern, 2), ((last,), 1)))
     return lx.LanguageModelConfig(17, 8, stack).build(KEY)
@@ -162,7 +163,7 @@ def test_every_convolution_of_a_model_is_tiled(model, tiled_model):
     assert sum(map(is_mixer, leaves)) == 5  # two of each Hyena, and the last
     tokens = jnp.arange(30) % 17
     np.testing.assert_allclose(tiled_model(tokens).logits, model(tokens).logits, atol=1e-5)
-    assert lx.named_arrays(tiled_model)["stack/2/channel_mixer/out_proj"].shape[0] == 8
+    assert lx.named_arrays(tiled_model)["stack/4/channel_mixer/out_proj"].shape[0] == 8
 
 
 def test_a_tiled_model_is_saved_as_it_was_before(tiled_model, tmp_path):
