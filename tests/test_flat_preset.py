@@ -11,6 +11,8 @@ import pytest
 import linax_like as lx
 from linax_like.initializers import normal
 from linax_like.sequence_mixers.base import enter
+from linax_like.tasks import DigitsTaskConfig
+from linax_like.training.run import open_directory, read_config, RunConfig
 
 
 KEY = jr.key(0, impl="rbg")
@@ -137,6 +139,10 @@ def test_a_file_names_classes_of_linax_like_and_those_that_are_given(tmp_path):
     mixer = lambda model: next(model.stack.layers()).sequence_mixer
     assert jnp.array_equal(mixer(again).weight, mixer(model).weight)
     assert config.updated("stack.groups.0.1", 3).stack.layers == 3 * config.stack.layers[:1]
+    run = RunConfig(config, DigitsTaskConfig())
+    directory = open_directory(tmp_path / "run", run, resume=False)
+    assert open_directory(directory, run, resume=True) == directory
+    assert read_config(directory, [LinearMixerConfig]) == run
 
 
 @pytest.mark.parametrize(

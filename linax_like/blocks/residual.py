@@ -140,9 +140,8 @@ class ResidualBlock(AbstractBlock):
 
         def mix(h: Grid) -> tuple[None, Grid]:
             y = self.sequence_mixer(h, mixer_key, context=context)
-            return None, y if self.response_norm is None else self.response_norm(
-                y, context=context
-            )
+            norm = self.response_norm
+            return None, y if norm is None else norm(y, context=context)
 
         _, x = self._around(mix, self.sequence_norm, self.sequence_scale, x, drop_key)
         return self._finish(x, keys, context)
@@ -190,11 +189,8 @@ class ResidualBlock(AbstractBlock):
         return state, self._finish(x, (None, None), context)[0]
 
     def _finish(self, x, keys, context: SequenceContext | None):
-        """What comes after the sequence mixer."""
-        channel_key, condition_key = keys
-        return self._mix_channels(
-            self._read_tokens(x, condition_key, context), channel_key, context
-        )
+        x = self._read_tokens(x, keys[1], context)
+        return self._mix_channels(x, keys[0], context)
 
     def _read_tokens(self, x, key: PRNGKeyArray | None, context: SequenceContext | None):
         mixer, norm = self.condition_mixer, self.condition_norm
