@@ -44,7 +44,7 @@ class StreamsContext(eqx.Module):
 
     def __check_init__(self):
         for name, context in self.streams.items():
-            for field in ("condition", "axis_name"):
+            for field in ("condition", "condition_tokens", "condition_mask", "axis_name"):
                 if getattr(context, field) is not None:
                     raise ValueError(
                         f"A stream cannot have `{field}` yet: leave it out of the context of "
