@@ -192,7 +192,8 @@ def test_warm_start_reports_and_refuses(language, mixture, key):
         lx.warm_start_from_text_stack(
             mixture, {"layers.0.attention.q_proj.weight": np.ones((4, 8), np.float32)}
         )
-    experts = lx.MoTBlockConfig(NAMES, channel_mixer=lx.MixtureOfExpertsConfig(2, 1, 8))
+    experts = lx.MixtureOfExpertsConfig(2, 1, 8)
+    experts = lx.MoTBlockConfig(NAMES, **SIZES, channel_mixer=experts)
     stack = lx.StackConfig((((experts,), 1),)).build(8, key)
     _, report = lx.warm_start_from_text_stack(stack, language)
     assert "0/channel_mixers/text/router" in report.kept

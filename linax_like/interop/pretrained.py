@@ -24,6 +24,8 @@ from ..models import (
     HierarchicalModelConfig,
     LanguageModel,
     LanguageModelConfig,
+    MixtureOfTransformers,
+    MixtureOfTransformersConfig,
     SequenceModel,
     SequenceModelConfig,
     VisionModel,
@@ -40,9 +42,13 @@ from .folder import (
 )
 
 
-Model = LanguageModel | SequenceModel | VisionModel | HierarchicalModel
+Model = LanguageModel | SequenceModel | VisionModel | HierarchicalModel | MixtureOfTransformers
 ModelConfig = (
-    LanguageModelConfig | SequenceModelConfig | VisionModelConfig | HierarchicalModelConfig
+    LanguageModelConfig
+    | SequenceModelConfig
+    | VisionModelConfig
+    | HierarchicalModelConfig
+    | MixtureOfTransformersConfig
 )
 
 
