@@ -52,9 +52,7 @@ def main(size: str = "full") -> None:
     chosen, rows, where = SIZES[size], [], harness.environment()
     name = "tiled_decoding" if size == "full" else f"tiled_decoding_{size}"
     for length, batches in chosen.batches.items():
-        config = lx.CKConvSequenceMixerConfig(
-            extent=float(length), num_heads=chosen.num_heads
-        )
+        config = lx.CKConvSequenceMixerConfig(extent=float(length), num_heads=chosen.num_heads)
         built = config.build(chosen.features, jr.key(0))
         distilled, errors = lx.distill(built, chosen.state_dim, length)
         tiled = lx.tiled_decoding(built, length)
@@ -80,9 +78,7 @@ def measure(mixers: dict, size: Size, batch: int, length: int) -> dict[str, obje
     agreement = {
         "plain / tiled": times["plain ms"] / times["tiled ms"],
         "difference, tiled": harness.difference(go_on(*arguments["tiled"]), whole),
-        "difference, distilled": harness.difference(
-            jax.vmap(mixers["distilled"], 1, 1)(x), whole
-        ),
+        "difference, distilled": harness.difference(jax.vmap(mixers["distilled"], 1, 1)(x), whole),
     }
     return shape | {"parameters, distilled": parameters} | times | agreement
 
