@@ -30,62 +30,57 @@ from . import harness  # noqa: E402
 @dataclasses.dataclass(frozen=True)
 class Size:
     """
-    - `lengths`: for each number of rows.
+    - `batches`: for each length.
     - `steps`: of the plain form.
     """
 
     features: int
     num_heads: int
     state_dim: int
-    lengths: dict[int, tuple[int, ...]]
+    batches: dict[int, tuple[int, ...]]
     steps: int
 
 
 SIZES = {
-    "full": Size(64, 8, 32, {1: (1024, 4096, 16384, 65536), 8: (1024, 4096, 16384)}, 64),
-    "tiny": Size(16, 8, 4, {1: (64, 256), 2: (64,)}, 16),
+    "full": Size(64, 8, 32, {1024: (1, 8), 4096: (1, 8), 16384: (1,), 65536: (1,)}, 64),
+    "tiny": Size(16, 8, 4, {64: (1, 2), 256: (1,)}, 16),
 }
 
 
 def main(size: str = "full") -> None:
     """The argument of the command is `full` or `tiny`, a trial."""
     chosen, rows, where = SIZES[size], [], harness.environment()
-    for batch, lengths in chosen.lengths.items():
-        for length in lengths:
-            rows.append(measure(chosen, batch, length))
-            print(harness.table(rows[-1:]), flush=True)
     name = "tiled_decoding" if size == "full" else f"tiled_decoding_{size}"
-    harness.write(name, rows, where)
+    for length, batches in chosen.batches.items():
+        config = lx.CKConvSequenceMixerConfig(extent=float(length), num_heads=chosen.num_heads)
+        built = config.build(chosen.features, jr.key(0))
+        distilled, errors = lx.distill(built, chosen.state_dim, length)
+        tiled = lx.tiled_decoding(built, length)
+        mixers = {"plain": built.materialize((length,)), "tiled": tiled, "distilled": distilled}
+        for batch in batches:
+            row = measure(mixers, chosen, batch, length)
+            rows.append(row | {"worst kernel, distilled": errors[""].worst})
+            harness.write(name, rows, where)
     plot(name, rows)
 
 
-def measure(size: Size, batch: int, length: int) -> dict[str, object]:
+def measure(mixers: dict, size: Size, batch: int, length: int) -> dict[str, object]:
     """Milliseconds per token of all rows, and how far the outputs are from those of the whole."""
-    config = lx.CKConvSequenceMixerConfig(extent=float(length), num_heads=size.num_heads)
-    built = config.build(size.features, jr.key(0))
-    plain = built.materialize((length,))
-    distilled, errors = lx.distill(built, size.state_dim, length)
-    mixers = {
-        "plain": plain,
-        "tiled": lx.tiled_decoding(built, length),
-        "distilled": distilled,
-    }
     x = jr.normal(jr.key(1), (length, batch, size.features))
     steps = {"plain": size.steps, "tiled": length, "distilled": length}
     start = lambda mixer: jax.vmap(lambda _: mixer.init_state(length))(jnp.arange(batch))
     arguments = {name: (m, start(m), x[: steps[name]]) for name, m in mixers.items()}
     seconds = harness.time_in_turns(dict.fromkeys(mixers, go_on), arguments, repeats=1)
     times = {f"{name} ms": 1e3 * seconds[name] / steps[name] for name in mixers}
-    whole = jax.vmap(plain, 1, 1)(x)
+    whole = jax.vmap(mixers["plain"], 1, 1)(x)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(mixers["distilled"]))
     shape = {"batch": batch, "length": length, "features": size.features, "dtype": "float32"}
-    parameters = {"parameters": sum(leaf.size for leaf in jax.tree.leaves(built))}
     agreement = {
         "plain / tiled": times["plain ms"] / times["tiled ms"],
         "difference, tiled": harness.difference(go_on(*arguments["tiled"]), whole),
-        "difference, distilled": harness.difference(jax.vmap(distilled, 1, 1)(x), whole),
-        "worst kernel, distilled": errors[""].worst,
+        "difference, distilled": harness.difference(jax.vmap(mixers["distilled"], 1, 1)(x), whole),
     }
-    return shape | parameters | times | agreement
+    return shape | {"parameters, distilled": parameters} | times | agreement
 
 
 @eqx.filter_jit

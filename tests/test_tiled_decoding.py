@@ -191,7 +191,7 @@ def test_rows_in_step_share_a_tile_and_skip_the_others(tiled_model):
     sampling = lx.inference.Sampling()
     setup = generate.Setup(tiled_model, None, 0, sampling, jnp.zeros((0,), jnp.int32))
     prompts, keys = jnp.zeros((8, 3), jnp.int32), generate._row_keys(KEY, 8)
-    start = lambda: generate._open.__wrapped__(setup, keys, prompts, None, 59, jnp.int32(0))
+    start = lambda: generate._open.__wrapped__(setup, keys, prompts, None, None, 59, jnp.int32(0))
     rows = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(start))
     text = generate._advance.lower(setup, rows, jnp.int32(1)).as_text()
     assert re.search(r"stablehlo.dynamic_update_slice.*tensor<8x64x8xf32>", text)
