@@ -43,11 +43,9 @@ def grid_short_conv(
         )
     if 0 in x.shape:
         return x
-    window = upcast(x)
-    weight = jnp.repeat(weight.astype(window.dtype), features // groups, axis=-1)
-    for axis, kind in enumerate(boundary):
-        window = _extend(window, axis, dilation, weight.shape[axis], kind)
-    y = _correlate(dilation, *vary_together(window, weight))
+    signal = upcast(x)
+    weight = jnp.repeat(weight.astype(signal.dtype), features // groups, axis=-1)
+    y = _convolve(boundary, dilation, *vary_together(signal, weight))
     if bias is not None:
         y = y + jnp.repeat(bias.astype(y.dtype), features // groups)
     return y.astype(x.dtype)
@@ -58,7 +56,32 @@ def grid_short_conv_flops(spatial_dims: tuple[int, ...], taps: int) -> int:
     return 2 * taps * math.prod(spatial_dims)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _convolve(
+    boundary: tuple[Boundary, ...],
+    dilation: int,
+    x: Float[Array, "*space features"],
+    weight: Float[Array, "*taps features"],
+) -> Float[Array, "*space features"]:
+    reaches = _reaches(boundary, dilation, weight.shape)
+    return _correlate(dilation, _extend(x, boundary, reaches), weight)
+
+
+def _convolve_fwd(boundary, dilation, x, weight):
+    return _convolve(boundary, dilation, x, weight), (x, weight)
+
+
+def _convolve_bwd(boundary, dilation, saved, g):
+    x, weight = saved
+    reaches = _reaches(boundary, dilation, weight.shape)
+    behind = _extend(g, boundary, [(after, before) for before, after in reaches])
+    d_x = _correlate(dilation, behind, jnp.flip(weight, range(weight.ndim - 1)))
+    return d_x, _tap_gradients(dilation, _extend(x, boundary, reaches), g, weight.shape)
+
+
+_convolve.defvjp(_convolve_fwd, _convolve_bwd)
+
+
 def _correlate(
     dilation: int, window: Float[Array, "*window features"], weight: Float[Array, "*taps features"]
 ) -> Float[Array, "*space features"]:
@@ -66,22 +89,7 @@ def _correlate(
     y = jnp.zeros((), window.dtype)
     for tap, place in _places(dilation, window.shape, weight.shape):
         y = y + weight[tap] * window[place]
-    return y
-
-
-def _correlate_fwd(dilation, window, weight):
-    return _correlate(dilation, window, weight), (window, weight)
-
-
-def _correlate_bwd(dilation, saved, g):
-    window, weight = saved
-    axes = range(weight.ndim - 1)
-    reach = [(dilation * (taps - 1),) * 2 for taps in weight.shape[:-1]]
-    d_window = _correlate(dilation, jnp.pad(g, [*reach, (0, 0)]), jnp.flip(weight, axes))
-    return d_window, _tap_gradients(dilation, window, g, weight.shape)
-
-
-_correlate.defvjp(_correlate_fwd, _correlate_bwd)
+    return jax.lax.optimization_barrier(y)  # or XLA would sum them anew for every use
 
 
 def _tap_gradients(
@@ -117,9 +125,23 @@ def _places(dilation: int, window: tuple[int, ...], taps: tuple[int, ...]) -> li
     return [(tap, tuple(map(place, tap, sizes))) for tap in np.ndindex(*taps[:-1])]
 
 
-def _extend(x: Array, axis: int, dilation: int, taps: int, kind: Boundary) -> Array:
-    """`x` with what its first and last taps meet beyond its edges."""
-    before = dilation * (taps - 1 if kind == "causal" else (taps - 1) // 2)
-    after = dilation * (taps - 1) - before
-    padding = [(before, after) if i == axis else (0, 0) for i in range(x.ndim)]
-    return jnp.pad(x, padding, mode="wrap" if kind == "circular" else "constant")
+def _reaches(
+    boundary: tuple[Boundary, ...], dilation: int, taps: tuple[int, ...]
+) -> list[tuple[int, int]]:
+    """How far the taps reach before and after a point, along every axis."""
+    centres = [
+        count - 1 if kind == "causal" else (count - 1) // 2
+        for kind, count in zip(boundary, taps[:-1], strict=True)
+    ]
+    return [
+        (dilation * centre, dilation * (count - 1 - centre))
+        for centre, count in zip(centres, taps[:-1], strict=True)
+    ]
+
+
+def _extend(x: Array, boundary: tuple[Boundary, ...], reaches: list[tuple[int, int]]) -> Array:
+    """`x` with what lies beyond its edges."""
+    for axis, (kind, reach) in enumerate(zip(boundary, reaches, strict=True)):
+        padding = [reach if i == axis else (0, 0) for i in range(x.ndim)]
+        x = jnp.pad(x, padding, mode="wrap" if kind == "circular" else "constant")
+    return x

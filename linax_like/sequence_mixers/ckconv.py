@@ -22,9 +22,9 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from ..config import require, require_positive
 from ..context import SequenceContext
 from ..initializers import normal, rescale, split
-from ..ops.grid_conv import Boundary, grid_conv, grid_conv_flops
+from ..ops.grid_conv import Boundary, grid_conv, grid_conv_by_feature, grid_conv_flops
 from ..parameters import Buffer
-from ..precision import accumulation_dtype
+from ..precision import accumulation_dtype, linear
 from ..types import Frame, Grid, Signal
 from .base import (
     AbstractRecurrentMixer,
@@ -147,12 +147,11 @@ class CKConvSequenceMixer(AbstractRecurrentMixer[ConvolutionState]):
         self, x: Grid, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
     ) -> Grid:
         x, context = enter(self, x, context)
-        if x.ndim == 2:
+        if x.ndim > 2:
+            refuse_axis_name(self, context)
+        elif not context.is_plain:
             return self._advance(self._empty_state(0, x.dtype), x, context)[1]
-        refuse_axis_name(self, context)
-        kernel = self._sample(x.shape[:-1], accumulation_dtype(x.dtype), context)
-        y = grid_conv(x, kernel, self.config.boundary) + self.skip.astype(x.dtype) * x
-        return context.blank_padding(y)
+        return context.blank_padding(self._convolve(x, context) + self.skip.astype(x.dtype) * x)
 
     def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> ConvolutionState:
         self._require_causal()
@@ -237,17 +236,55 @@ class CKConvSequenceMixer(AbstractRecurrentMixer[ConvolutionState]):
     ) -> Float[Array, "*lags features"]:
         """The kernel at all lags of a grid of this size."""
         cfg = self.config
-        axes = [_lags(size, kind) for size, kind in zip(spatial_dims, cfg.boundary, strict=True)]
         if self.sampled is not None:
+            axes = _lags_of_axes(spatial_dims, cfg.boundary)
             return _cut(self.sampled.value, axes, cfg).astype(dtype)
-        places = [
-            step * jnp.arange(lags.start, lags.stop, dtype=dtype)
-            for lags, step in zip(axes, cfg.steps(), strict=True)
-        ]
-        coordinates = jnp.stack(jnp.meshgrid(*places, indexing="ij"), axis=-1)
+        coordinates = self._coordinates(spatial_dims, dtype)
         kernel = cfg.volume() * self.kernel(coordinates, context.condition)
         kernel = kernel if self.mask is None else kernel * self.mask(coordinates)
         return jnp.tile(kernel, cfg.num_heads)
+
+    def _convolve(self, x: Grid, context: SequenceContext) -> Grid:
+        """The convolution of all of a grid."""
+        cfg, dtype = self.config, accumulation_dtype(x.dtype)
+        if self.sampled is not None or 0 in x.shape:
+            return grid_conv(x, self._sample(x.shape[:-1], dtype, context), cfg.boundary)
+        coordinates = self._coordinates(x.shape[:-1], dtype)
+        *lags, axes = coordinates.shape
+        points = coordinates.reshape(-1, axes)
+        with jax.default_matmul_precision("highest"):
+            hidden = self.kernel.hidden(points, context.condition)
+        if self.mask is None:
+            distances, rates = None, None
+        else:
+            distances, rates = self.mask.distances(points), self.mask.rates()
+
+        def kernel_of(parameters):
+            weight, bias, rate = parameters
+            with jax.default_matmul_precision("highest"):
+                kernel = cfg.volume() * linear(weight, hidden, bias)
+                if rate is not None:
+                    kernel = kernel * jnp.exp(-linear(rate, distances))
+            return kernel.reshape(lags)
+
+        parameters = jax.tree.map(
+            lambda array: jnp.tile(array.astype(dtype), (cfg.num_heads,) + (1,) * (array.ndim - 1)),
+            (self.kernel.out_weight, self.kernel.out_bias, rates),
+        )
+        return grid_conv_by_feature(x, kernel_of, parameters, cfg.boundary)
+
+    def _coordinates(
+        self, spatial_dims: tuple[int, ...], dtype: DTypeLike
+    ) -> Float[Array, "*lags axes"]:
+        """Of all lags of a grid of this size."""
+        cfg = self.config
+        places = [
+            step * jnp.arange(lags.start, lags.stop, dtype=dtype)
+            for lags, step in zip(
+                _lags_of_axes(spatial_dims, cfg.boundary), cfg.steps(), strict=True
+            )
+        ]
+        return jnp.stack(jnp.meshgrid(*places, indexing="ij"), axis=-1)
 
 
 def materialize_kernels(model: PyTree, spatial_dims: tuple[int, ...]) -> PyTree:
@@ -280,6 +317,10 @@ def _lags(points: int, kind: Boundary) -> range:
         return range(points)
     reach = points - 1 if kind == "zero" else (points - 1) // 2
     return range(-reach, reach + 1)
+
+
+def _lags_of_axes(spatial_dims: tuple[int, ...], boundary: tuple[Boundary, ...]) -> list[range]:
+    return [_lags(size, kind) for size, kind in zip(spatial_dims, boundary, strict=True)]
 
 
 def _cut(sampled: Array, axes: list[range], cfg: CKConvSequenceMixerConfig) -> Array:
