@@ -74,9 +74,10 @@ def _convolve_fwd(boundary, dilation, x, weight):
 def _convolve_bwd(boundary, dilation, saved, g):
     x, weight = saved
     reaches = _reaches(boundary, dilation, weight.shape)
-    behind = _extend(g, boundary, [(after, before) for before, after in reaches])
-    d_x = _correlate(dilation, behind, jnp.flip(weight, range(weight.ndim - 1)))
-    return d_x, _tap_gradients(dilation, _extend(x, boundary, reaches), g, weight.shape)
+    window = _extend(g, boundary, [(after, before) for before, after in reaches])
+    axes = range(weight.ndim - 1)
+    d_flipped = _tap_gradients(dilation, window, x, weight.shape)
+    return _correlate(dilation, window, jnp.flip(weight, axes)), jnp.flip(d_flipped, axes)
 
 
 _convolve.defvjp(_convolve_fwd, _convolve_bwd)
@@ -93,24 +94,24 @@ def _correlate(
 
 
 def _tap_gradients(
-    dilation: int, window: Array, g: Array, shape: tuple[int, ...]
+    dilation: int, window: Array, x: Array, shape: tuple[int, ...]
 ) -> Float[Array, "*taps features"]:
-    """Σ_n g[n] window[n + dilation j]. What has been summed fits the cache."""
-    rows = max(1, 64 // math.prod(g.shape[1:-1]))
-    blocks = -(-len(g) // rows)
-    last = [(0, rows * blocks - len(g))] + [(0, 0)] * (g.ndim - 1)
-    g, window = jnp.pad(g, last), jnp.pad(window, last)
+    """Σ_n x[n] window[n + dilation j]. What has been summed fits the cache."""
+    rows = max(1, 64 // math.prod(x.shape[1:-1]))
+    blocks = -(-len(x) // rows)
+    last = [(0, rows * blocks - len(x))] + [(0, 0)] * (x.ndim - 1)
+    window, x = jnp.pad(window, last), jnp.pad(x, last)
     seen = rows + dilation * (shape[0] - 1)
 
     def add(sums, block):
-        i, g = block
+        i, x = block
         part = jax.lax.dynamic_slice_in_dim(window, rows * i, seen)
         places = _places(dilation, part.shape, shape)
-        return tuple(s + g * part[p] for s, (_, p) in zip(sums, places, strict=True)), None
+        return tuple(s + x * part[p] for s, (_, p) in zip(sums, places, strict=True)), None
 
-    g = g.reshape(blocks, rows, *g.shape[1:])
-    zeros, _ = vary_together(jnp.zeros_like(g[0]), g)
-    sums, _ = jax.lax.scan(add, (zeros,) * math.prod(shape[:-1]), (jnp.arange(blocks), g))
+    x = x.reshape(blocks, rows, *x.shape[1:])
+    zeros, _ = vary_together(jnp.zeros_like(x[0]), window)
+    sums, _ = jax.lax.scan(add, (zeros,) * math.prod(shape[:-1]), (jnp.arange(blocks), x))
     sums = [s.sum(range(s.ndim - 1)) for s in sums]
     return jnp.stack(sums).reshape(shape)
 
@@ -141,7 +142,10 @@ def _reaches(
 
 def _extend(x: Array, boundary: tuple[Boundary, ...], reaches: list[tuple[int, int]]) -> Array:
     """`x` with what lies beyond its edges."""
-    for axis, (kind, reach) in enumerate(zip(boundary, reaches, strict=True)):
-        padding = [reach if i == axis else (0, 0) for i in range(x.ndim)]
-        x = jnp.pad(x, padding, mode="wrap" if kind == "circular" else "constant")
+    for mode, kinds in (("constant", ("zero", "causal")), ("wrap", ("circular",))):
+        padding = [
+            reach if kind in kinds else (0, 0)
+            for kind, reach in zip(boundary, reaches, strict=True)
+        ]
+        x = jnp.pad(x, [*padding, (0, 0)], mode=mode)
     return x
