@@ -47,14 +47,13 @@ class AbstractImplicitKernel(eqx.Module):
     ) -> Float[Array, "*lags channels"]:
         """The kernel at these coordinates, in their dtype."""
         *lags, axes = coordinates.shape
-        # A rounded product of a high frequency and a coordinate is another phase.
+        # One row for each point: products of more axes, and their gradients, take longer.
+        waves = self.waves_at(coordinates.reshape(-1, axes), condition)
         with jax.default_matmul_precision("highest"):
-            # One row for each point: products of more axes, and their gradients, take longer.
-            hidden = self.hidden(coordinates.reshape(-1, axes), condition)
-            return linear(hidden, self.out_weight, self.out_bias).reshape(*lags, -1)
+            return linear(waves, self.out_weight, self.out_bias).reshape(*lags, -1)
 
     @abc.abstractmethod
-    def hidden(
+    def waves_at(
         self,
         coordinates: Float[Array, "lags axes"],
         condition: Float[Array, " condition"] | None = None,

@@ -82,17 +82,18 @@ class RandomFourierKernel(AbstractImplicitKernel):
     def uses_condition(self) -> bool:
         return False
 
-    def hidden(
+    def waves_at(
         self,
         coordinates: Float[Array, "lags axes"],
         condition: Float[Array, " condition"] | None = None,
     ) -> Float[Array, "lags hidden"]:
         activate = _ACTIVATIONS[self.config.activation]
-        angles = linear(coordinates, self.waves.value, self.phases)
-        h = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            h = activate(linear(h, weight, bias))
-        return h
+        with jax.default_matmul_precision("highest"):
+            angles = linear(coordinates, self.waves.value, self.phases)
+            h = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+            for weight, bias in zip(self.weights, self.biases, strict=True):
+                h = activate(linear(h, weight, bias))
+            return h
 
     def flop_count(self, points: int) -> int:
         weights = (self.waves.array, *self.weights, self.out_weight)

@@ -102,17 +102,19 @@ class SIRENKernel(AbstractImplicitKernel):
     def uses_condition(self) -> bool:
         return self.film is not None
 
-    def hidden(
+    def waves_at(
         self,
         coordinates: Float[Array, "lags axes"],
         condition: Float[Array, " condition"] | None = None,
     ) -> Float[Array, "lags hidden"]:
         films = self._films(condition, coordinates.dtype)
-        h = linear(coordinates, self.in_weight, self.in_bias)
-        h = modulate(sine(h * self._multiplier(h.dtype)), films[0])
-        for weight, bias, film in zip(self.weights, self.biases, films[1:], strict=True):
-            h = modulate(sine(linear(h, weight, bias)), film)
-        return h
+        # A rounded product of a high frequency and a coordinate is another phase.
+        with jax.default_matmul_precision("highest"):
+            h = linear(coordinates, self.in_weight, self.in_bias)
+            h = modulate(sine(h * self._multiplier(h.dtype)), films[0])
+            for weight, bias, film in zip(self.weights, self.biases, films[1:], strict=True):
+                h = modulate(sine(linear(h, weight, bias)), film)
+            return h
 
     def flop_count(self, points: int) -> int:
         weights = (self.in_weight, *self.weights, self.out_weight)
