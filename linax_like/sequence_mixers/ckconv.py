@@ -260,7 +260,7 @@ class CKConvSequenceMixer(AbstractRecurrentMixer[ConvolutionState]):
         ]
         grid = jnp.stack(jnp.meshgrid(*places, indexing="ij"), axis=-1)
         points = grid.reshape(-1, len(places))
-        waves = kernel.waves_at(points, context.condition)
+        waves = eqx.filter_checkpoint(kernel.waves_at)(points, context.condition)
         distances = None if mask is None else mask.distances(points)
 
         def kernel_of(parameters):
