@@ -77,6 +77,8 @@ def _convolve_bwd(boundary, dilation, saved, g):
     window = _extend(g, boundary, [(after, before) for before, after in reaches])
     axes = range(weight.ndim - 1)
     d_flipped = _tap_gradients(dilation, window, x, weight.shape)
+    # In this order `x` is gone before its gradient is there.
+    window, d_flipped = jax.lax.optimization_barrier((window, d_flipped))
     return _correlate(dilation, window, jnp.flip(weight, axes)), jnp.flip(d_flipped, axes)
 
 
