@@ -235,7 +235,7 @@ class CKConvSequenceMixer(AbstractRecurrentMixer[ConvolutionState]):
     ) -> Float[Array, "*lags features"]:
         """The kernel at all lags of a grid of this size."""
         if self.sampled is not None:
-            return self._cut(spatial_dims).astype(dtype)
+            return self._cut(self.sampled.value, spatial_dims).astype(dtype)
         kernel_of, parameters = self._kernels(spatial_dims, dtype, context)
         kernels = jnp.moveaxis(jax.vmap(kernel_of)(parameters), 0, -1)
         return jnp.tile(kernels, self.config.num_heads)
@@ -278,9 +278,10 @@ class CKConvSequenceMixer(AbstractRecurrentMixer[ConvolutionState]):
         pairs = zip(spatial_dims, self.config.boundary, strict=True)
         return [_lags(points, kind) for points, kind in pairs]
 
-    def _cut(self, spatial_dims: tuple[int, ...]) -> Float[Array, "*lags features"]:
-        """What a grid of this size needs of the sampled kernel."""
-        sampled = self.sampled.value
+    def _cut(
+        self, sampled: Float[Array, "*sampled features"], spatial_dims: tuple[int, ...]
+    ) -> Float[Array, "*lags features"]:
+        """What a grid of this size needs of a sampled kernel."""
         pairs = zip(self._lags(spatial_dims), self.config.boundary, strict=True)
         for axis, (lags, kind) in enumerate(pairs):
             have, need = sampled.shape[axis], len(lags)

@@ -228,14 +228,13 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         """The convolutions' states, and the result of the streams after the short convolution."""
         q, k, *gates = jnp.split(u, self.num_inputs, axis=-1)
         # What is cheap to compute again is not kept for the gradient.
-        methods = self._enter, self._between, self._leave
-        enter, between, leave = map(eqx.filter_checkpoint, methods)
-        z, states = enter(q, k), []
+        again = eqx.filter_checkpoint
+        z, states = again(self._enter)(q, k), []
         for gate, convolution in zip([*gates[:-1], None], convolutions, strict=True):
             state, z = convolution(z)
-            z = z if gate is None else between(z, gate)
+            z = z if gate is None else again(self._between)(z, gate)
             states.append(state)
-        return states, context.blank_padding(leave(z, gates[-1]))
+        return states, context.blank_padding(again(self._leave)(z, gates[-1]))
 
     def _enter(self, q: Grid, k: Grid) -> Grid:
         """What is convolved first."""
