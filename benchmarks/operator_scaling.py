@@ -5,6 +5,7 @@ uv run python -m benchmarks.operator_scaling
 
 import math
 
+import equinox as eqx
 import jax
 import jax.random as jr
 import matplotlib
@@ -41,11 +42,12 @@ def _ckconv(length: int) -> lx.CKConvSequenceMixerConfig:
 
 
 def _nanoseconds(config, length: int) -> float:
-    """Forward, per point and feature."""
-    mixer = config.build(FEATURES, jr.key(0))
-    x = jr.normal(jr.key(1), (length, FEATURES))
-    program = jax.jit(lambda x: mixer(x)).lower(x).compile()
-    seconds = harness.time_in_turns({"": program}, {"": (x,)}, repeats=5)
+    """Forward, per point and feature, the kernel included."""
+    parameters, static = eqx.partition(config.build(FEATURES, jr.key(0)), eqx.is_array)
+    arguments = parameters, jr.normal(jr.key(1), (length, FEATURES))
+    forward = lambda parameters, x: eqx.combine(parameters, static)(x)
+    program = jax.jit(forward).lower(*arguments).compile()
+    seconds = harness.time_in_turns({"": program}, {"": arguments}, repeats=5)
     return 1e9 * seconds[""] / (length * FEATURES)
 
 

@@ -124,6 +124,11 @@ class SequenceContext(eqx.Module):
         new = self.segment_ids != self.previous_segment_ids()
         return new if self.mask is None else new & self.mask
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether there are neither documents nor padding, nor other devices with a part of time."""
+        return all(rule is None for rule in self.rules().values())
+
     def rules(self) -> dict[str, Any]:
         """What ops need to know of documents, padding and devices."""
         return {"resets": self.resets(), "mask": self.mask, "axis_name": self.axis_name}

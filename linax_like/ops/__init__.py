@@ -23,7 +23,11 @@ from .generalized_delta_rule import (
     generalized_delta_rule as generalized_delta_rule,
     generalized_delta_rule_step as generalized_delta_rule_step,
 )
-from .grid_conv import Boundary as Boundary, grid_conv as grid_conv
+from .grid_conv import (
+    Boundary as Boundary,
+    grid_conv as grid_conv,
+    grid_conv_by_feature as grid_conv_by_feature,
+)
 from .grid_short_conv import grid_short_conv as grid_short_conv
 from .linear_scan import (
     final_state as final_state,

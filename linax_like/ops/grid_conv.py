@@ -13,13 +13,14 @@ time, so that a spectrum of all features never exists.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ..precision import accumulation_dtype
 from .long_conv import good_fft_size
@@ -63,6 +64,27 @@ def grid_conv(
         axes.append(_Axis.of(x.shape[axis], kernel.shape[axis], first, kind))
     signal, kernel = vary_together(jnp.moveaxis(signal, -1, 0), jnp.moveaxis(kernel, -1, 0))
     return jnp.moveaxis(_convolve(tuple(axes), signal, kernel), 0, -1).astype(x.dtype)
+
+
+def grid_conv_by_feature(
+    x: Float[Array, "*space features"],
+    kernel_of: Callable[[PyTree[Array]], Float[Array, "*taps"]],
+    parameters: PyTree[Float[Array, "features ..."]],
+    boundary: tuple[Boundary, ...],
+) -> Float[Array, "*space features"]:
+    """`grid_conv` with kernels that are made when they are needed, and made again for the gradient.
+
+    The kernels of all features, many times as large as `x` on a grid, never exist at once.
+
+    - `kernel_of`: makes the kernel of one feature of its `parameters`.
+    """
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def one(inputs):
+        signal, own = inputs
+        return grid_conv(signal[..., None], kernel_of(own)[..., None], boundary)[..., 0]
+
+    return jnp.moveaxis(_few_at_a_time(one, (jnp.moveaxis(x, -1, 0), parameters)), 0, -1)
 
 
 def grid_conv_flops(spatial_dims: tuple[int, ...], boundary: tuple[Boundary, ...]) -> int:

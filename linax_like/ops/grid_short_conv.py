@@ -43,11 +43,9 @@ def grid_short_conv(
         )
     if 0 in x.shape:
         return x
-    window = upcast(x)
-    weight = jnp.repeat(weight.astype(window.dtype), features // groups, axis=-1)
-    for axis, kind in enumerate(boundary):
-        window = _extend(window, axis, dilation, weight.shape[axis], kind)
-    y = _correlate(dilation, *vary_together(window, weight))
+    signal = upcast(x)
+    weight = jnp.repeat(weight.astype(signal.dtype), features // groups, axis=-1)
+    y = _convolve(boundary, dilation, *vary_together(signal, weight))
     if bias is not None:
         y = y + jnp.repeat(bias.astype(y.dtype), features // groups)
     return y.astype(x.dtype)
@@ -58,7 +56,35 @@ def grid_short_conv_flops(spatial_dims: tuple[int, ...], taps: int) -> int:
     return 2 * taps * math.prod(spatial_dims)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _convolve(
+    boundary: tuple[Boundary, ...],
+    dilation: int,
+    x: Float[Array, "*space features"],
+    weight: Float[Array, "*taps features"],
+) -> Float[Array, "*space features"]:
+    reaches = _reaches(boundary, dilation, weight.shape)
+    return _correlate(dilation, _extend(x, boundary, reaches), weight)
+
+
+def _convolve_fwd(boundary, dilation, x, weight):
+    return _convolve(boundary, dilation, x, weight), (x, weight)
+
+
+def _convolve_bwd(boundary, dilation, saved, g):
+    x, weight = saved
+    reaches = _reaches(boundary, dilation, weight.shape)
+    window = _extend(g, boundary, [(after, before) for before, after in reaches])
+    axes = range(weight.ndim - 1)
+    d_flipped = _tap_gradients(dilation, window, x, weight.shape)
+    # In this order `x` is gone before its gradient is there.
+    window, d_flipped = jax.lax.optimization_barrier((window, d_flipped))
+    return _correlate(dilation, window, jnp.flip(weight, axes)), jnp.flip(d_flipped, axes)
+
+
+_convolve.defvjp(_convolve_fwd, _convolve_bwd)
+
+
 def _correlate(
     dilation: int, window: Float[Array, "*window features"], weight: Float[Array, "*taps features"]
 ) -> Float[Array, "*space features"]:
@@ -66,43 +92,28 @@ def _correlate(
     y = jnp.zeros((), window.dtype)
     for tap, place in _places(dilation, window.shape, weight.shape):
         y = y + weight[tap] * window[place]
-    return y
-
-
-def _correlate_fwd(dilation, window, weight):
-    return _correlate(dilation, window, weight), (window, weight)
-
-
-def _correlate_bwd(dilation, saved, g):
-    window, weight = saved
-    axes = range(weight.ndim - 1)
-    reach = [(dilation * (taps - 1),) * 2 for taps in weight.shape[:-1]]
-    d_window = _correlate(dilation, jnp.pad(g, [*reach, (0, 0)]), jnp.flip(weight, axes))
-    return d_window, _tap_gradients(dilation, window, g, weight.shape)
-
-
-_correlate.defvjp(_correlate_fwd, _correlate_bwd)
+    return jax.lax.optimization_barrier(y)  # or XLA would sum them anew for every use
 
 
 def _tap_gradients(
-    dilation: int, window: Array, g: Array, shape: tuple[int, ...]
+    dilation: int, window: Array, x: Array, shape: tuple[int, ...]
 ) -> Float[Array, "*taps features"]:
-    """Σ_n g[n] window[n + dilation j]. What has been summed fits the cache."""
-    rows = max(1, 64 // math.prod(g.shape[1:-1]))
-    blocks = -(-len(g) // rows)
-    last = [(0, rows * blocks - len(g))] + [(0, 0)] * (g.ndim - 1)
-    g, window = jnp.pad(g, last), jnp.pad(window, last)
+    """Σ_n x[n] window[n + dilation j]. What has been summed fits the cache."""
+    rows = max(1, 64 // math.prod(x.shape[1:-1]))
+    blocks = -(-len(x) // rows)
+    last = [(0, rows * blocks - len(x))] + [(0, 0)] * (x.ndim - 1)
+    window, x = jnp.pad(window, last), jnp.pad(x, last)
     seen = rows + dilation * (shape[0] - 1)
 
     def add(sums, block):
-        i, g = block
+        i, x = block
         part = jax.lax.dynamic_slice_in_dim(window, rows * i, seen)
         places = _places(dilation, part.shape, shape)
-        return tuple(s + g * part[p] for s, (_, p) in zip(sums, places, strict=True)), None
+        return tuple(s + x * part[p] for s, (_, p) in zip(sums, places, strict=True)), None
 
-    g = g.reshape(blocks, rows, *g.shape[1:])
-    zeros, _ = vary_together(jnp.zeros_like(g[0]), g)
-    sums, _ = jax.lax.scan(add, (zeros,) * math.prod(shape[:-1]), (jnp.arange(blocks), g))
+    x = x.reshape(blocks, rows, *x.shape[1:])
+    zeros, _ = vary_together(jnp.zeros_like(x[0]), window)
+    sums, _ = jax.lax.scan(add, (zeros,) * math.prod(shape[:-1]), (jnp.arange(blocks), x))
     sums = [s.sum(range(s.ndim - 1)) for s in sums]
     return jnp.stack(sums).reshape(shape)
 
@@ -117,9 +128,26 @@ def _places(dilation: int, window: tuple[int, ...], taps: tuple[int, ...]) -> li
     return [(tap, tuple(map(place, tap, sizes))) for tap in np.ndindex(*taps[:-1])]
 
 
-def _extend(x: Array, axis: int, dilation: int, taps: int, kind: Boundary) -> Array:
-    """`x` with what its first and last taps meet beyond its edges."""
-    before = dilation * (taps - 1 if kind == "causal" else (taps - 1) // 2)
-    after = dilation * (taps - 1) - before
-    padding = [(before, after) if i == axis else (0, 0) for i in range(x.ndim)]
-    return jnp.pad(x, padding, mode="wrap" if kind == "circular" else "constant")
+def _reaches(
+    boundary: tuple[Boundary, ...], dilation: int, taps: tuple[int, ...]
+) -> list[tuple[int, int]]:
+    """How far the taps reach before and after a point, along every axis."""
+    centres = [
+        count - 1 if kind == "causal" else (count - 1) // 2
+        for kind, count in zip(boundary, taps[:-1], strict=True)
+    ]
+    return [
+        (dilation * centre, dilation * (count - 1 - centre))
+        for centre, count in zip(centres, taps[:-1], strict=True)
+    ]
+
+
+def _extend(x: Array, boundary: tuple[Boundary, ...], reaches: list[tuple[int, int]]) -> Array:
+    """`x` with what lies beyond its edges."""
+    for mode, kinds in (("constant", ("zero", "causal")), ("wrap", ("circular",))):
+        padding = [
+            reach if kind in kinds else (0, 0)
+            for kind, reach in zip(boundary, reaches, strict=True)
+        ]
+        x = jnp.pad(x, [*padding, (0, 0)], mode=mode)
+    return x

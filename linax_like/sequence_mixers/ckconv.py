@@ -22,9 +22,9 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from ..config import require, require_positive
 from ..context import SequenceContext
 from ..initializers import normal, rescale, split
-from ..ops.grid_conv import Boundary, grid_conv, grid_conv_flops
+from ..ops.grid_conv import Boundary, grid_conv, grid_conv_by_feature, grid_conv_flops
 from ..parameters import Buffer
-from ..precision import accumulation_dtype
+from ..precision import accumulation_dtype, linear
 from ..types import Frame, Grid, Signal
 from .base import (
     AbstractRecurrentMixer,
@@ -147,12 +147,11 @@ class CKConvSequenceMixer(AbstractRecurrentMixer[ConvolutionState]):
         self, x: Grid, key: PRNGKeyArray | None = None, *, context: SequenceContext | None = None
     ) -> Grid:
         x, context = enter(self, x, context)
-        if x.ndim == 2:
+        if x.ndim > 2:
+            refuse_axis_name(self, context)
+        elif not context.is_plain:
             return self._advance(self._empty_state(0, x.dtype), x, context)[1]
-        refuse_axis_name(self, context)
-        kernel = self._sample(x.shape[:-1], accumulation_dtype(x.dtype), context)
-        y = grid_conv(x, kernel, self.config.boundary) + self.skip.astype(x.dtype) * x
-        return context.blank_padding(y)
+        return context.blank_padding(self._convolve(x, context) + self.skip.astype(x.dtype) * x)
 
     def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> ConvolutionState:
         self._require_causal()
@@ -187,8 +186,7 @@ class CKConvSequenceMixer(AbstractRecurrentMixer[ConvolutionState]):
         points, boundary = math.prod(spatial_dims), self.config.boundary
         forward = self.in_features * (grid_conv_flops(spatial_dims, boundary) + 2 * points)
         if self.sampled is None:
-            pairs = zip(spatial_dims, boundary, strict=True)
-            lags = math.prod(len(_lags(size, kind)) for size, kind in pairs)
+            lags = math.prod(map(len, self._lags(spatial_dims)))
             forward += self.kernel.flop_count(lags) + lags * self.kernel.out_weight.shape[0]
             forward += 0 if self.mask is None else self.mask.flop_count(lags)
         return forward if inference else 3 * forward
@@ -236,18 +234,67 @@ class CKConvSequenceMixer(AbstractRecurrentMixer[ConvolutionState]):
         self, spatial_dims: tuple[int, ...], dtype: DTypeLike, context: SequenceContext
     ) -> Float[Array, "*lags features"]:
         """The kernel at all lags of a grid of this size."""
-        cfg = self.config
-        axes = [_lags(size, kind) for size, kind in zip(spatial_dims, cfg.boundary, strict=True)]
         if self.sampled is not None:
-            return _cut(self.sampled.value, axes, cfg).astype(dtype)
+            return self._cut(self.sampled.value, spatial_dims).astype(dtype)
+        kernel_of, parameters = self._kernels(spatial_dims, dtype, context)
+        kernels = jnp.moveaxis(jax.vmap(kernel_of)(parameters), 0, -1)
+        return jnp.tile(kernels, self.config.num_heads)
+
+    def _convolve(self, x: Grid, context: SequenceContext) -> Grid:
+        """The convolution of a whole grid."""
+        cfg, dtype = self.config, accumulation_dtype(x.dtype)
+        if self.sampled is not None or 0 in x.shape:
+            return grid_conv(x, self._sample(x.shape[:-1], dtype, context), cfg.boundary)
+        kernel_of, parameters = self._kernels(x.shape[:-1], dtype, context)
+        tile = lambda array: jnp.concatenate([array] * cfg.num_heads)
+        return grid_conv_by_feature(x, kernel_of, jax.tree.map(tile, parameters), cfg.boundary)
+
+    def _kernels(
+        self, spatial_dims: tuple[int, ...], dtype: DTypeLike, context: SequenceContext
+    ) -> tuple[Callable[[PyTree], Float[Array, "*lags"]], PyTree[Float[Array, "channels ..."]]]:
+        """What makes one channel's kernel of its parameters, and the parameters of all."""
+        cfg, kernel, mask = self.config, self.kernel, self.mask
         places = [
             step * jnp.arange(lags.start, lags.stop, dtype=dtype)
-            for lags, step in zip(axes, cfg.steps(), strict=True)
+            for lags, step in zip(self._lags(spatial_dims), cfg.steps(), strict=True)
         ]
-        coordinates = jnp.stack(jnp.meshgrid(*places, indexing="ij"), axis=-1)
-        kernel = cfg.volume() * self.kernel(coordinates, context.condition)
-        kernel = kernel if self.mask is None else kernel * self.mask(coordinates)
-        return jnp.tile(kernel, cfg.num_heads)
+        grid = jnp.stack(jnp.meshgrid(*places, indexing="ij"), axis=-1)
+        points = grid.reshape(-1, len(places))
+        waves = eqx.filter_checkpoint(kernel.waves_at)(points, context.condition)
+        distances = None if mask is None else mask.distances(points)
+
+        def kernel_of(parameters):
+            weight, bias, rates = parameters
+            with jax.default_matmul_precision("highest"):
+                taps = cfg.volume() * (linear(weight, waves) + bias)
+                if distances is not None:
+                    taps = taps * jnp.exp(-linear(rates, distances))
+            return taps.reshape(grid.shape[:-1])
+
+        parameters = kernel.out_weight, kernel.out_bias, None if mask is None else mask.rates()
+        return kernel_of, jax.tree.map(lambda array: array.astype(dtype), parameters)
+
+    def _lags(self, spatial_dims: tuple[int, ...]) -> list[range]:
+        pairs = zip(spatial_dims, self.config.boundary, strict=True)
+        return [_lags(points, kind) for points, kind in pairs]
+
+    def _cut(
+        self, sampled: Float[Array, "*sampled features"], spatial_dims: tuple[int, ...]
+    ) -> Float[Array, "*lags features"]:
+        """What a grid of this size needs of a sampled kernel."""
+        pairs = zip(self._lags(spatial_dims), self.config.boundary, strict=True)
+        for axis, (lags, kind) in enumerate(pairs):
+            have, need = sampled.shape[axis], len(lags)
+            if need > have or (kind == "circular" and need != have):
+                exactly = "exactly" if kind == "circular" else "at most"
+                raise ValueError(
+                    f"`CKConvSequenceMixer` was materialized with {have} lags along axis {axis}, "
+                    f"where {need} are needed now: a {kind} axis takes {exactly} the size that it "
+                    "was materialized for. Materialize the model for the largest grid."
+                )
+            first = 0 if kind == "causal" else (have - need) // 2
+            sampled = jax.lax.slice_in_dim(sampled, first, first + need, axis=axis)
+        return sampled
 
 
 def materialize_kernels(model: PyTree, spatial_dims: tuple[int, ...]) -> PyTree:
@@ -280,19 +327,3 @@ def _lags(points: int, kind: Boundary) -> range:
         return range(points)
     reach = points - 1 if kind == "zero" else (points - 1) // 2
     return range(-reach, reach + 1)
-
-
-def _cut(sampled: Array, axes: list[range], cfg: CKConvSequenceMixerConfig) -> Array:
-    """What a smaller grid needs of a sampled kernel."""
-    for axis, (lags, kind) in enumerate(zip(axes, cfg.boundary, strict=True)):
-        have, need = sampled.shape[axis], len(lags)
-        if need > have or (kind == "circular" and need != have):
-            exactly = "exactly" if kind == "circular" else "at most"
-            raise ValueError(
-                f"`CKConvSequenceMixer` was materialized with {have} lags along axis {axis}, where "
-                f"{need} are needed now: a {kind} axis takes {exactly} the size that it was "
-                "materialized for. Materialize the model for the largest grid."
-            )
-        first = 0 if kind == "causal" else (have - need) // 2
-        sampled = jax.lax.slice_in_dim(sampled, first, first + need, axis=axis)
-    return sampled

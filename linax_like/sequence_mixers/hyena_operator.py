@@ -33,7 +33,7 @@ from ..precision import accumulation_dtype
 from ..types import Frame, Grid, Signal
 from .base import AbstractRecurrentMixer, keep_at_padding, refuse_axis_name, require_causal
 from .ckconv import CKConvSequenceMixerConfig
-from .convolution_history import gates_and_convolutions, whole_sequence
+from .convolution_history import whole_sequence
 from .operators import AbstractQKVOperatorConfig, AbstractRecurrentQKVOperator
 from .s4d import S4DSequenceMixerConfig
 
@@ -152,10 +152,13 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         if 0 in streams[0].shape:
             return streams[0]
         u = jnp.concatenate(streams, axis=-1)
-        if self.causal:
+        if u.ndim > 2 or context.is_plain:
+            refuse_axis_name(self, context)
+            u = self._short_on_grid(u, context)
+        elif self.causal:
             _, u = self._short(self._empty_short(u.dtype), u, context)
         else:
-            u = self._short_on_grid(u, context)
+            u = self._short_on_whole(u, context)
         convolutions = [self._call(convolution, context) for convolution in self.convolutions]
         return self._gate(u, convolutions, context)[1]
 
@@ -223,18 +226,33 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         self, u: Float[Array, "*space streams"], convolutions: list, context: SequenceContext
     ) -> tuple[list, Grid]:
         """The convolutions' states, and the result of the streams after the short convolution."""
+        q, k, *gates = jnp.split(u, self.num_inputs, axis=-1)
+        # What is cheap to compute again is not kept for the gradient.
+        again = eqx.filter_checkpoint
+        z, states = again(self._enter)(q, k), []
+        for gate, convolution in zip([*gates[:-1], None], convolutions, strict=True):
+            state, z = convolution(z)
+            z = z if gate is None else again(self._between)(z, gate)
+            states.append(state)
+        return states, context.blank_padding(again(self._leave)(z, gates[-1]))
+
+    def _enter(self, q: Grid, k: Grid) -> Grid:
+        """What is convolved first."""
         cfg = self.config
-        q, k, *others = jnp.split(u, self.num_inputs, axis=-1)
         if cfg.qk_norm == "l2":
             q = self._normalize(q)
             k = self._normalize(k) if cfg.gate == "identity" else k
-        gates = [_GATES[cfg.gate](k), *map(_GATES[cfg.out_gate], others)]
-        if (norm := self.gate_norm) is not None:
-            convolve, *later = convolutions
-            convolutions = [lambda z: convolve(norm(z)), *later]
-        states, y = gates_and_convolutions(q, gates, convolutions)
-        y = y if self.output_norm is None else self.output_norm(y)
-        return states, context.blank_padding(y)
+        z = q * _GATES[cfg.gate](k)
+        return z if self.gate_norm is None else self.gate_norm(z)
+
+    def _between(self, z: Grid, stream: Grid) -> Grid:
+        """What is convolved next."""
+        return z * _GATES[self.config.out_gate](stream)
+
+    def _leave(self, z: Grid, stream: Grid) -> Grid:
+        """The result of the last convolution."""
+        y = self._between(z, stream)
+        return y if self.output_norm is None else self.output_norm(y)
 
     def _normalize(self, x: Float[Array, "*space features"]) -> Float[Array, "*space features"]:
         count = self.config.convolution.num_heads
@@ -249,15 +267,19 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         return past, context.blank_padding(u)
 
     def _short_on_grid(self, u: Grid, context: SequenceContext) -> Grid:
-        """The short convolution where it is not causal."""
+        """The short convolution without documents, or padding that has to be left out."""
+        if self.short_weight is None:
+            return u
+        boundary = self.config.short_boundary or self.config.convolution.boundary
+        u = grid_short_conv(u, self.short_weight, self.short_bias, boundary)
+        return context.blank_padding(u)
+
+    def _short_on_whole(self, u: Signal, context: SequenceContext) -> Signal:
+        """The short convolution along time where it is not causal."""
         if self.short_weight is None:
             return u
         cfg, weight = self.config, self.short_weight
         boundary = cfg.short_boundary or cfg.convolution.boundary
-        if u.ndim > 2:
-            refuse_axis_name(self, context)
-            u = grid_short_conv(u, weight, self.short_bias, boundary)
-            return context.blank_padding(u)
         whole = whole_sequence(self, len(u), context, cfg.convolution.boundary[0])
         operator = lambda u, weight: grid_short_conv(u, weight, None, boundary)
         signal, weight = whole.gather(u), whole.own_features(weight)

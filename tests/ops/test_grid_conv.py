@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from golden_numbers import assert_close, load
 
-from linax_like.ops import grid_conv, grid_short_conv
+from linax_like.ops import grid_conv, grid_conv_by_feature, grid_short_conv
 
 
 CASES = [
@@ -45,24 +45,58 @@ def noise(*shape, seed=0):
 
 
 def values_and_gradients(operator, x, kernel, weight):
-    y, pull = jax.vjp(operator, x, kernel)
-    return y, *pull(weight)
+    @jax.jit
+    def run(x, kernel, weight):
+        y, pull = jax.vjp(operator, x, kernel)
+        return y, *pull(weight)
+
+    return run(*map(jnp.asarray, (x, kernel, weight)))
+
+
+def by_definition(x, kernel, boundary, weight):
+    """The sum over the taps, and its gradients by `x` and `kernel`."""
+    y, d_x, d_kernel = (np.zeros_like(array) for array in (x, x, kernel))
+    for tap in np.ndindex(kernel.shape[:-1]):
+        inside, met = [], []
+        for j, taps, points, kind in zip(tap, kernel.shape, x.shape, boundary, strict=False):
+            source = np.arange(points) - j + (0 if kind == "causal" else taps // 2)
+            source = source % points if kind == "circular" else source
+            inside.append(np.flatnonzero((source >= 0) & (source < points)))
+            met.append(source[inside[-1]])
+        here, there = np.ix_(*inside), np.ix_(*met)
+        y[here] += kernel[tap] * x[there]
+        d_x[there] += kernel[tap] * weight[here]
+        d_kernel[tap] = (weight[here] * x[there]).sum(tuple(range(x.ndim - 1)))
+    return y, d_x, d_kernel
 
 
 @pytest.mark.parametrize(("boundary", "space", "taps"), CASES)
 def test_the_transform_is_the_sum(boundary, space, taps):
+    x, kernel, weight = noise(*space, 2), noise(*taps, 2, seed=1), noise(*space, 2, seed=2)
     with jax.enable_x64():
-        x, kernel, weight = noise(*space, 2), noise(*taps, 2, seed=1), noise(*space, 2, seed=2)
-        got, expected = (
-            values_and_gradients(
-                lambda x, k, backend=backend: grid_conv(x, k, boundary, backend=backend),
-                *map(jnp.asarray, (x, kernel, weight)),
-            )
-            for backend in ("xla", "reference")
-        )
-        for g, e in zip(got, expected, strict=True):
+        got = values_and_gradients(lambda x, k: grid_conv(x, k, boundary), x, kernel, weight)
+        for g, e in zip(got, by_definition(x, kernel, boundary, weight), strict=True):
             assert g.dtype == jnp.float64
             assert_close(g, e, 1e-12)
+
+
+@pytest.mark.parametrize("features", [3, 17])
+def test_kernels_made_when_they_are_needed(features):
+    """17 is one more than are made at a time."""
+    x, scales, weight = noise(6, features), noise(features, 2), noise(6, features, seed=2)
+
+    def kernel(own):
+        return own[0] * jnp.arange(4.0) + own[1]
+
+    def made(x, scales):
+        return grid_conv_by_feature(x, kernel, scales, ("causal",))
+
+    def kept(x, scales):
+        return grid_conv(x, jax.vmap(kernel, out_axes=1)(scales), ("causal",))
+
+    got, expected = (values_and_gradients(f, x, scales, weight) for f in (made, kept))
+    for g, e in zip(got, expected, strict=True):
+        assert_close(g, e, 1e-5)
 
 
 def channels_last(array):
@@ -96,11 +130,12 @@ def test_published_numbers(name):
 def test_an_even_circular_kernel_has_the_centre_of_any_other():
     """The published one lies a tap further than with zeros beyond the edges."""
     data, x, kernel, skip = published("circ1d_L16_K6")
-    here = skipped(("circular",), x, kernel, skip) - skip * x
+    here = jax.jit(lambda x: skipped(("circular",), x, kernel, skip) - skip * x)(x)
     theirs = channels_last(data["out"]) - skip * x
     assert_close(jnp.roll(here, 1, axis=1), theirs, 1e-5)
     impulse = jnp.zeros((16, 1)).at[8].set(1.0)
-    circular, zero = (grid_conv(impulse, kernel[0, :, :1], (b,)) for b in ("circular", "zero"))
+    at_once = jax.jit(lambda x, k: [grid_conv(x, k, (b,)) for b in ("circular", "zero")])
+    circular, zero = at_once(impulse, kernel[0, :, :1])
     assert_close(circular, zero, 1e-6)
 
 
@@ -154,8 +189,12 @@ def test_published_short_convolutions(name):
     def run(x, weight, bias):
         return jax.vmap(lambda x: grid_short_conv(x, weight, bias, boundary, dilation))(x)
 
-    y, pull = jax.vjp(run, x, weight, bias)
-    d_x, d_weight, d_bias = pull(channels_last(data["cotangent"]))
+    @jax.jit
+    def pull(x, weight, bias, cotangent):
+        y, pull = jax.vjp(run, x, weight, bias)
+        return y, *pull(cotangent)
+
+    y, d_x, d_weight, d_bias = pull(x, weight, bias, channels_last(data["cotangent"]))
     assert_close(y, channels_last(data["out"]), 1e-5)
     assert_close(d_x, channels_last(data["grad_in/x"]), 1e-4)
     assert_close(d_weight, last(data["grad/weight"]), 1e-4)
@@ -165,14 +204,14 @@ def test_published_short_convolutions(name):
 
 @pytest.mark.parametrize("taps", [(3, 4), (7, 2)])
 def test_a_few_taps_go_around_a_circle(taps):
-    x, weight = noise(5, 3, 2), noise(*taps, 2, seed=1)
-    got = grid_short_conv(
-        jnp.asarray(x, jnp.float32), jnp.asarray(weight, jnp.float32), None, ("circular", "zero")
+    x, weight, cotangent = noise(5, 3, 2), noise(*taps, 2, seed=1), noise(5, 3, 2, seed=2)
+    boundary = ("circular", "zero")
+    got = values_and_gradients(
+        lambda x, k: grid_short_conv(x, k, None, boundary), x, weight, cotangent
     )
-    flipped = weight[::-1, ::-1]
-    if taps[0] % 2 == 0 or taps[1] % 2 == 0:  # the centre of reversed taps is one further
-        flipped = np.pad(flipped, [(0, 1 - taps[0] % 2), (0, 1 - taps[1] % 2), (0, 0)])
-    expected = grid_conv(
-        jnp.asarray(x), jnp.asarray(flipped), ("circular", "zero"), backend="reference"
-    )
-    assert_close(got, expected, 1e-5)
+    ends = [1 - count % 2 for count in taps]  # the centre of reversed taps is one further
+    flipped = np.pad(weight[::-1, ::-1], [(0, ends[0]), (0, ends[1]), (0, 0)])
+    y, d_x, d_flipped = by_definition(x, flipped, boundary, cotangent)
+    d_weight = d_flipped[: taps[0], : taps[1]][::-1, ::-1]
+    for g, e in zip(got, (y, d_x, d_weight), strict=True):
+        assert_close(g, e, 1e-5)

@@ -12,6 +12,7 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ...config import AbstractConfig
+from ...precision import linear
 
 
 @dataclass(frozen=True)
@@ -26,22 +27,38 @@ class AbstractImplicitKernelConfig(AbstractConfig):
 
 
 class AbstractImplicitKernel(eqx.Module):
-    """A function of the coordinates, one value for each channel."""
+    """A function of the coordinates, one value for each channel.
+
+    It is linear in waves that all channels share.
+    """
 
     out_weight: eqx.AbstractVar[Float[Array, "channels hidden"]]
+    out_bias: eqx.AbstractVar[Float[Array, " channels"]]
 
     @property
     @abc.abstractmethod
     def uses_condition(self) -> bool:
         """Whether a condition modulates the kernel."""
 
-    @abc.abstractmethod
     def __call__(
         self,
         coordinates: Float[Array, "*lags axes"],
         condition: Float[Array, " condition"] | None = None,
     ) -> Float[Array, "*lags channels"]:
         """The kernel at these coordinates, in their dtype."""
+        *lags, axes = coordinates.shape
+        # One row for each point: products of more axes, and their gradients, take longer.
+        waves = self.waves_at(coordinates.reshape(-1, axes), condition)
+        with jax.default_matmul_precision("highest"):
+            return linear(waves, self.out_weight, self.out_bias).reshape(*lags, -1)
+
+    @abc.abstractmethod
+    def waves_at(
+        self,
+        coordinates: Float[Array, "lags axes"],
+        condition: Float[Array, " condition"] | None = None,
+    ) -> Float[Array, "lags hidden"]:
+        """The waves, of which every channel is a sum by its `out_weight` and `out_bias`."""
 
     @abc.abstractmethod
     def flop_count(self, points: int) -> int:

@@ -33,11 +33,21 @@ class AbstractKernelMaskConfig(AbstractConfig):
 
 
 class AbstractKernelMask(eqx.Module):
-    """A factor of a kernel at every lag, for every channel."""
+    """A factor of a kernel at every lag, for every channel: exp(-rates · distances)."""
 
-    @abc.abstractmethod
     def __call__(self, coordinates: Float[Array, "*lags axes"]) -> Float[Array, "*lags channels"]:
         """The window at these coordinates, in their dtype."""
+        # A product of matrices, whose gradient is one as well: XLA sums slowly over a grid.
+        with jax.default_matmul_precision("highest"):
+            return jnp.exp(-linear(self.distances(coordinates), self.rates()))
+
+    @abc.abstractmethod
+    def distances(self, coordinates: Float[Array, "*lags axes"]) -> Float[Array, "*lags kinds"]:
+        """How far it is to these coordinates, in one or several senses."""
+
+    @abc.abstractmethod
+    def rates(self) -> Float[Array, "channels kinds"]:
+        """How fast each channel decays with each of the distances."""
 
     @abc.abstractmethod
     def flop_count(self, points: int) -> int:
@@ -69,11 +79,13 @@ class ExponentialMask(AbstractKernelMask):
     axes: int = eqx.field(static=True)
     channels: int = eqx.field(static=True)
 
-    def __call__(self, coordinates: Float[Array, "*lags axes"]) -> Float[Array, "*lags channels"]:
+    def distances(self, coordinates: Float[Array, "*lags axes"]) -> Float[Array, "*lags kinds"]:
+        return jnp.sum(jnp.abs(coordinates), axis=-1, keepdims=True)
+
+    def rates(self) -> Float[Array, "channels kinds"]:
         cfg = self.config
         rates = np.linspace(cfg.slow_decay, cfg.fast_decay, self.channels) / self.axes
-        distance = jnp.sum(jnp.abs(coordinates), axis=-1, keepdims=True)
-        return jnp.exp(-distance * jnp.asarray(rates, coordinates.dtype))
+        return jnp.asarray(rates[:, None])
 
     def flop_count(self, points: int) -> int:
         return 2 * points * self.channels
@@ -117,11 +129,11 @@ class GaussianMask(AbstractKernelMask):
         self.config = cfg
         self.std = constant(stored[cfg.parametrization], (axes, channels))
 
-    def __call__(self, coordinates: Float[Array, "*lags axes"]) -> Float[Array, "*lags channels"]:
-        precision = 1 / jnp.square(self._bounded().astype(coordinates.dtype))
-        # A product of matrices, whose gradient is one as well: XLA sums slowly over a grid.
-        with jax.default_matmul_precision("highest"):
-            return jnp.exp(linear(jnp.square(coordinates), -precision.T / 2))
+    def distances(self, coordinates: Float[Array, "*lags axes"]) -> Float[Array, "*lags kinds"]:
+        return jnp.square(coordinates)
+
+    def rates(self) -> Float[Array, "channels kinds"]:
+        return 1 / (2 * jnp.square(self._bounded().T))
 
     def flop_count(self, points: int) -> int:
         return points * (3 * self.std.size + 2 * self.std.shape[1])

@@ -82,18 +82,18 @@ class RandomFourierKernel(AbstractImplicitKernel):
     def uses_condition(self) -> bool:
         return False
 
-    def __call__(
+    def waves_at(
         self,
-        coordinates: Float[Array, "*lags axes"],
+        coordinates: Float[Array, "lags axes"],
         condition: Float[Array, " condition"] | None = None,
-    ) -> Float[Array, "*lags channels"]:
+    ) -> Float[Array, "lags hidden"]:
         activate = _ACTIVATIONS[self.config.activation]
         with jax.default_matmul_precision("highest"):
             angles = linear(coordinates, self.waves.value, self.phases)
             h = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
             for weight, bias in zip(self.weights, self.biases, strict=True):
                 h = activate(linear(h, weight, bias))
-            return linear(h, self.out_weight, self.out_bias)
+            return h
 
     def flop_count(self, points: int) -> int:
         weights = (self.waves.array, *self.weights, self.out_weight)

@@ -102,21 +102,19 @@ class SIRENKernel(AbstractImplicitKernel):
     def uses_condition(self) -> bool:
         return self.film is not None
 
-    def __call__(
+    def waves_at(
         self,
-        coordinates: Float[Array, "*lags axes"],
+        coordinates: Float[Array, "lags axes"],
         condition: Float[Array, " condition"] | None = None,
-    ) -> Float[Array, "*lags channels"]:
-        *lags, axes = coordinates.shape
+    ) -> Float[Array, "lags hidden"]:
         films = self._films(condition, coordinates.dtype)
         # A rounded product of a high frequency and a coordinate is another phase.
         with jax.default_matmul_precision("highest"):
-            # One row for each point: products of more axes, and their gradients, take longer.
-            h = linear(coordinates.reshape(-1, axes), self.in_weight, self.in_bias)
+            h = linear(coordinates, self.in_weight, self.in_bias)
             h = modulate(sine(h * self._multiplier(h.dtype)), films[0])
             for weight, bias, film in zip(self.weights, self.biases, films[1:], strict=True):
                 h = modulate(sine(linear(h, weight, bias)), film)
-            return linear(h, self.out_weight, self.out_bias).reshape(*lags, -1)
+            return h
 
     def flop_count(self, points: int) -> int:
         weights = (self.in_weight, *self.weights, self.out_weight)
