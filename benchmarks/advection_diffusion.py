@@ -92,7 +92,9 @@ def config(spacing: float) -> lx.SequenceModelConfig:
         extent=SIDE,
         spacing=spacing,
     )
-    mixer = lx.QKVSequenceMixerConfig(lx.HyenaOperatorConfig(convolution=convolution, short_width=1))
+    mixer = lx.QKVSequenceMixerConfig(
+        lx.HyenaOperatorConfig(convolution=convolution, short_width=1)
+    )
     return lx.presets.field_model((1, 1), 1, 1, features=32, pattern="HH", grid_mixer=mixer)
 
 

@@ -32,34 +32,28 @@ from . import harness
 
 SEEDS, BATCH, SMOOTHING = 3, 64, 0.1
 TASK = DigitsTaskConfig()
-STEPS = {"ViT": 700, "Hyena 2-D": 350}
-OPTIMIZERS = {
-    "ViT": OptimizerConfig(
-        matrices="muon",
-        learning_rate=4e-3,
-        matrix_learning_rate=0.02,
-        weight_decay=0.05,
-        average=0.98,
-    ),
-    "Hyena 2-D": OptimizerConfig(warmup=0.1, weight_decay=0.05, average=0.99),
-}
+OPTIMIZER = OptimizerConfig(
+    matrices="muon",
+    learning_rate=4e-3,
+    matrix_learning_rate=0.02,
+    weight_decay=0.05,
+    warmup=0.1,
+    average=0.98,
+)
 
 
-def models() -> dict[str, lx.VisionModelConfig]:
-    """The configs by name."""
-    heads = lx.AttentionOperatorConfig(num_heads=4, causal=False, qk_norm="rms")
-    model = partial(
-        lx.presets.vision_model,
-        *((8, 8), (2, 2), 1, 10),
-        features=64,
-        layer_scale=None,
-        readout="mean",
-        registers=0,
-        drop_path=0.1,
-    )
+def models() -> dict[str, tuple[lx.VisionModelConfig, int]]:
+    """Configs and numbers of steps, by name."""
+    attention = lx.AttentionOperatorConfig(num_heads=4, causal=False, qk_norm="rms")
+    layers = {
+        "ViT": ("HHHH", lx.QKVSequenceMixerConfig(attention), 900),
+        "Hyena 2-D": ("HH", lx.presets.grid_hyena((4, 4)), 400),
+    }
+    model = partial(lx.presets.vision_model, (8, 8), (2, 2), 1, 10, features=64)
+    model = partial(model, layer_scale=None, readout="mean", registers=0)
     return {
-        "ViT": model(pattern="HHHH", grid_mixer=lx.QKVSequenceMixerConfig(heads)),
-        "Hyena 2-D": model(pattern="HH"),
+        name: (model(pattern=pattern, grid_mixer=mixer), steps)
+        for name, (pattern, mixer, steps) in layers.items()
     }
 
 
@@ -70,9 +64,9 @@ def main(*arguments: str) -> None:
     if "validate" in arguments:
         part, parts = "validation", folds(data.train)[:SEEDS]
     rows = []
-    for name, config in models().items():
+    for name, (config, steps) in models().items():
         start, cpu = time.perf_counter(), time.process_time()
-        right = trials(config, OPTIMIZERS[name], STEPS[name], parts)
+        right = trials(config, steps, parts)
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         rows.append(
             {
@@ -80,7 +74,7 @@ def main(*arguments: str) -> None:
                 "parameters": lx.count_parameters(config.build(jr.key(0))),
                 "dtype": config.dtype,
                 "batch": BATCH,
-                "steps": STEPS[name],
+                "steps": steps,
                 "part": part,
                 **{f"seed {seed} %": f"{100 * x:.2f}" for seed, x in enumerate(right)},
                 "mean %": f"{100 * np.mean(right):.2f}",
@@ -100,14 +94,11 @@ def folds(images: Images) -> list[tuple[Images, Images]]:
 
 
 def trials(
-    config: lx.VisionModelConfig,
-    optimizer: OptimizerConfig,
-    steps: int,
-    parts: list[tuple[Images, Images]],
+    config: lx.VisionModelConfig, steps: int, parts: list[tuple[Images, Images]]
 ) -> list[float]:
     """The accuracy on the second part after training on the first, with a seed for every pair."""
-    optimizer, average = optimizer.build(config.build(jr.key(0)), steps), optimizer.average
-    step = make_train_step(loss, optimizer, seed=0, average=average)
+    optimizer = OPTIMIZER.build(config.build(jr.key(0)), steps)
+    step = make_train_step(loss, optimizer, seed=0, average=OPTIMIZER.average)
     step = eqx.filter_jit(step, donate="all")
     accuracies = []
     for seed, (images, held_out) in enumerate(parts):
