@@ -3,8 +3,12 @@ from ._version import __version__ as __version__
 from .blocks import (
     AbstractBlock as AbstractBlock,
     AbstractBlockConfig as AbstractBlockConfig,
+    AbstractStreamsBlock as AbstractStreamsBlock,
+    AbstractStreamsBlockConfig as AbstractStreamsBlockConfig,
     AdaptiveBlock as AdaptiveBlock,
     AdaptiveBlockConfig as AdaptiveBlockConfig,
+    MoTBlock as MoTBlock,
+    MoTBlockConfig as MoTBlockConfig,
     PatchBlock as PatchBlock,
     PatchBlockConfig as PatchBlockConfig,
     ResidualBlock as ResidualBlock,
@@ -83,17 +87,27 @@ from .interop import (
     save_pretrained as save_pretrained,
 )
 from .models import (
+    AbstractLanguageModel as AbstractLanguageModel,
     HierarchicalModel as HierarchicalModel,
     HierarchicalModelConfig as HierarchicalModelConfig,
     HybridInitializerConfig as HybridInitializerConfig,
     LanguageModel as LanguageModel,
     LanguageModelConfig as LanguageModelConfig,
+    mixture_of as mixture_of,
+    MixtureOfTransformers as MixtureOfTransformers,
+    MixtureOfTransformersConfig as MixtureOfTransformersConfig,
+    ModalityConfig as ModalityConfig,
     presets as presets,
     SequenceModel as SequenceModel,
     SequenceModelConfig as SequenceModelConfig,
+    stream_losses as stream_losses,
+    StreamLanguageModel as StreamLanguageModel,
+    StreamsOutput as StreamsOutput,
     token_loss as token_loss,
     VisionModel as VisionModel,
     VisionModelConfig as VisionModelConfig,
+    warm_start_from_text_stack as warm_start_from_text_stack,
+    WarmStartReport as WarmStartReport,
 )
 from .norms import (
     AbstractNorm as AbstractNorm,
@@ -129,6 +143,8 @@ from .sequence_mixers import (
     AbstractRecurrentQKVOperator as AbstractRecurrentQKVOperator,
     AbstractSequenceMixer as AbstractSequenceMixer,
     AbstractSequenceMixerConfig as AbstractSequenceMixerConfig,
+    AbstractStreamsMixer as AbstractStreamsMixer,
+    AbstractStreamsMixerConfig as AbstractStreamsMixerConfig,
     AttentionOperator as AttentionOperator,
     AttentionOperatorConfig as AttentionOperatorConfig,
     AttentionSequenceMixer as AttentionSequenceMixer,
@@ -194,6 +210,10 @@ from .sequence_mixers import (
     MLSTMSequenceMixer as MLSTMSequenceMixer,
     MLSTMSequenceMixerConfig as MLSTMSequenceMixerConfig,
     MLSTMState as MLSTMState,
+    MoTAttention as MoTAttention,
+    MoTAttentionConfig as MoTAttentionConfig,
+    MoTMixer as MoTMixer,
+    MoTMixerConfig as MoTMixerConfig,
     QKVSequenceMixer as QKVSequenceMixer,
     QKVSequenceMixerConfig as QKVSequenceMixerConfig,
     RandomFourierKernelConfig as RandomFourierKernelConfig,
@@ -218,5 +238,6 @@ from .sequence_mixers import (
     TiledConvolutionState as TiledConvolutionState,
 )
 from .stack import Stack as Stack, StackConfig as StackConfig, StackState as StackState
+from .streams import StreamsContext as StreamsContext
 from .tokenizers import ByteTokenizer as ByteTokenizer, load_tokenizer as load_tokenizer
 from .types import Aux as Aux
