@@ -90,7 +90,8 @@ def main(*arguments: str) -> None:
 def folds(images: Images) -> list[tuple[Images, Images]]:
     """Five ways to hold out a fifth, evenly over the digits."""
     cut = StratifiedKFold(5, shuffle=True, random_state=0).split(images.pixels, images.labels)
-    return [tuple(Images(*(x[i] for x in images)) for i in indices) for indices in cut]
+    take = lambda chosen: Images(images.pixels[chosen], images.labels[chosen])
+    return [(take(first), take(second)) for first, second in cut]
 
 
 def trials(
