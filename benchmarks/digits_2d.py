@@ -47,7 +47,7 @@ def models() -> dict[str, tuple[lx.VisionModelConfig, int]]:
     attention = lx.AttentionOperatorConfig(num_heads=4, causal=False, qk_norm="rms")
     layers = {
         "ViT": ("HHHH", lx.QKVSequenceMixerConfig(attention), 900),
-        "Hyena 2-D": ("HH", lx.presets.grid_hyena((4, 4)), 400),
+        "Hyena 2-D": ("HH", lx.presets.grid_hyena((4, 4)), 500),
     }
     model = partial(lx.presets.vision_model, (8, 8), (2, 2), 1, 10, features=64)
     model = partial(model, layer_scale=None, readout="mean", registers=0)
