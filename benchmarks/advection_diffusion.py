@@ -36,7 +36,7 @@ VELOCITY, DIFFUSIVITY = (3.3, -2.2), 0.5  # c, ν
 COARSE, FINE = 32, 64
 WAVES = 5  # the fields have so many along an axis, at most
 TAPS = 9
-STEPS, BATCH, TESTED = 500, 8, 64
+STEPS, BATCH, TESTED = 300, 8, 64
 OPTIMIZER = OptimizerConfig(learning_rate=4e-3, weight_decay=0.0)
 
 
