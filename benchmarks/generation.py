@@ -89,6 +89,7 @@ def compare(name: str, size: Size, has_peer: bool) -> list[dict[str, Any]]:
 
 def build(layers: tuple[lx.ResidualBlockConfig, ...], size: Size) -> lx.LanguageModel:
     stack, head = lx.StackConfig.from_layers(layers), lx.LanguageModelHeadConfig(scale=1.0)
+    stack = dataclasses.replace(stack, unroll=len(layers))  # states change in place
     embedding = lx.TokenEmbeddingConfig(init_std=0.02)
     config = lx.LanguageModelConfig(size.vocabulary, size.features, stack, embedding, head)
     return config.build(jr.key(0))

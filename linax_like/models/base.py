@@ -26,7 +26,7 @@ def open_context(
     if length == 0:
         raise ValueError(f"`{name}` was given an empty sequence: it needs at least one position.")
     context = SequenceContext() if context is None else context
-    for field in ("positions", "timesteps", "condition"):
+    for field in ("positions", "timesteps", "condition", "condition_tokens", "condition_mask"):
         if getattr(context, field) is not None and field not in uses:
             raise ValueError(
                 f"`{name}` was given `context.{field}`, but none of its layers uses it. Leave it out, "

@@ -59,9 +59,9 @@ def warm_start_from_text_stack(
     **Raises:** `ValueError` that names an array of another shape, and the modality.
     """
     given = _by_our_names(source)
-    arrays, skip = named_arrays(model), _routed(model)
+    values, skip = _values(model), _routed(model)
     copied, kept, missing = {}, [], []
-    for name, array in arrays.items():
+    for name, array in list(values.items()):
         found = None if name.startswith(skip) else _counterpart(name)
         if found is None:
             kept.append(name)
@@ -77,8 +77,8 @@ def warm_start_from_text_stack(
                     f"{tuple(array.shape)}. Build the mixture with the source's sizes."
                 )
             copied[name] = key
-            arrays[name] = value.astype(array.dtype)
-    model = with_arrays(model, arrays) if copied else model
+            values[name] = value.astype(array.dtype)
+    model = with_arrays(model, values) if copied else model
     return model, WarmStartReport(copied, tuple(kept), tuple(missing))
 
 
@@ -117,13 +117,12 @@ def mixture_of(
     return warm_start_from_text_stack(mixture, model)
 
 
-_NUMBERED = r"stack/\d+/"
-_RULES = (  # names in a mixture, with the modality, and in a text model
-    (rf"({_NUMBERED}sequence_norm)s/([^/]+)(/.*)", r"\1\3"),
-    (rf"({_NUMBERED}channel_norm)s/([^/]+)(/.*)", r"\1\3"),
-    (rf"({_NUMBERED}channel_mixer)s/([^/]+)(/.*)", r"\1\3"),
-    (rf"({_NUMBERED}sequence_mixer)/projections/([^/]+)(/.*)", r"\1\3"),
-    (r"(stack/final_norm)/([^/]+)(/.*)", r"\1\3"),
+_PLACES = (  # of arrays in a stack of `MoTBlock`s; the modality is the second group
+    r"(\d+/sequence_norm)s/([^/]+)(/.*)",
+    r"(\d+/channel_norm)s/([^/]+)(/.*)",
+    r"(\d+/channel_mixer)s/([^/]+)(/.*)",
+    r"(\d+/sequence_mixer)/projections/([^/]+)(/.*)",
+    r"(final_norm)/([^/]+)(/.*)",
 )
 _REFERENCE = {  # KempnerForge's names within a layer
     "attention_norm": "sequence_norm",
@@ -141,34 +140,42 @@ _REFERENCE = {  # KempnerForge's names within a layer
 
 
 def _counterpart(name: str) -> tuple[str, str] | None:
-    """The name of the same array in a text model, and the modality."""
-    # A model's stack may have any name; within it names are those of a stack.
-    for pattern, replacement in _RULES:
-        match = re.fullmatch(rf"(?:.*/)?{pattern}", name)
+    """The name of the same array in a stack for text, and the modality."""
+    for pattern in _PLACES:
+        match = re.fullmatch(pattern, _within_stack(name))
         if match is not None:
-            return match.expand(replacement), match[2]
+            return match[1] + match[3], match[2]
     return None
 
 
+def _within_stack(name: str) -> str:
+    """A name as it is in the stack, whatever model that is part of."""
+    return re.sub(r"^(.*/)?stack/", "", name)
+
+
 def _by_our_names(source) -> dict[str, tuple[str, Array | np.ndarray]]:
-    """The arrays of a source by our names, each with its own name."""
+    """The arrays of a source by their names in our stack, each with its own name."""
     if isinstance(source, Mapping):
         named = {_translate(name.removeprefix("transformer.")): name for name in source}
         return {ours: (name, np.asarray(source[name])) for ours, name in named.items()}
-    if isinstance(source, Stack):
-        return {f"stack/{name}": (name, array) for name, array in named_arrays(source).items()}
-    return {name: (name, array) for name, array in named_arrays(source).items()}
+    return {_within_stack(name): (name, array) for name, array in _values(source).items()}
+
+
+def _values(model: PyTree) -> dict[str, Array | np.ndarray]:
+    named = named_arrays(model).items()
+    return {name: leaf for name, leaf in named if not isinstance(leaf, jax.ShapeDtypeStruct)}
 
 
 def _translate(name: str) -> str:
+    """KempnerForge's name of an array as ours."""
     match = re.fullmatch(r"layers\.(\d+)\.(.*)", name)
     if match is None:
-        return name.replace("norm.", "stack/final_norm/", 1) if name.startswith("norm.") else name
+        return re.sub(r"^norm\.", "final_norm/", name)
     layer, inner = match.groups()
-    for norm in ("attention_norm", "mlp_norm"):
-        if inner.startswith(f"{norm}."):
-            return f"stack/{layer}/{_REFERENCE[norm]}/{inner.removeprefix(f'{norm}.')}"
-    return f"stack/{layer}/{_REFERENCE.get(inner, inner)}"
+    norm = re.fullmatch(r"(attention_norm|mlp_norm)\.(.*)", inner)
+    if norm is not None:
+        return f"{layer}/{_REFERENCE[norm[1]]}/{norm[2]}"
+    return f"{layer}/{_REFERENCE.get(inner, inner)}"
 
 
 def _routed(model: PyTree) -> tuple[str, ...]:
@@ -207,8 +214,8 @@ def _mot_block(block, modalities: tuple[str, ...], counting: Counting) -> MoTBlo
         channel_mixer=block.channel_mixer,
         norm=block.norm,
     )
-    kept = new.mixer.attention if isinstance(new.mixer, MoTAttentionConfig) else None
-    if block != ResidualBlockConfig(kept, block.channel_mixer, block.norm):
+    assert isinstance(new.mixer, MoTAttentionConfig)
+    if block != ResidualBlockConfig(new.mixer.attention, block.channel_mixer, block.norm):
         raise ValueError(
             f"`mixture_of` has no counterpart for all options of `{block}`: of its attention it keeps "
             "heads, `qk_norm` and RoPE, and of its block the norm and the channel mixer."
