@@ -107,7 +107,7 @@ def train(config, task: DigitsTaskConfig, pixels, labels, seed: int):
 
 def loss(model, batch, keys):
     logits, aux = jax.vmap(model)(batch["inputs"], keys)
-    return classify(logits, batch["targets"], aux.loss)
+    return classify(logits, batch["targets"], aux)
 
 
 @eqx.filter_jit

@@ -21,6 +21,7 @@ from .channel_mixers import (
     MixtureOfExpertsConfig as MixtureOfExpertsConfig,
     MLP as MLP,
     MLPConfig as MLPConfig,
+    RouterBias as RouterBias,
     SwiGLUConfig as SwiGLUConfig,
 )
 from .config import AbstractConfig as AbstractConfig
@@ -36,6 +37,11 @@ from .encoders import (
     PatchMergingConfig as PatchMergingConfig,
     TokenEmbedding as TokenEmbedding,
     TokenEmbeddingConfig as TokenEmbeddingConfig,
+)
+from .freezing import (
+    count_parameters as count_parameters,
+    keep_frozen as keep_frozen,
+    trainable as trainable,
 )
 from .global_response_norm import (
     GlobalResponseNorm as GlobalResponseNorm,
@@ -103,11 +109,7 @@ from .norms import (
     RMSNorm as RMSNorm,
     RMSNormConfig as RMSNormConfig,
 )
-from .parameters import (
-    Buffer as Buffer,
-    count_parameters as count_parameters,
-    trainable as trainable,
-)
+from .parameters import Buffer as Buffer
 from .paths import named_arrays as named_arrays, with_arrays as with_arrays
 from .positions import (
     AbstractPositions as AbstractPositions,

@@ -26,6 +26,7 @@ LAYERS = [
     {"blocks"},
     {"stack"},
     {"models", "paths"},
+    {"freezing", "lora"},
     {"tasks", "parallel", "interop"},
     {"training", "inference"},
     {"cli"},

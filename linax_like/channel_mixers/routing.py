@@ -104,3 +104,7 @@ def find_room(
     chosen = jax.nn.one_hot(experts, num_experts, dtype=jnp.int32)
     place = jnp.sum(jnp.cumsum(chosen, axis=0) * chosen, axis=-1)
     return (place > 0) & (place <= room)
+
+
+def _is_bias(node: PyTree) -> bool:
+    return isinstance(node, RouterBias)

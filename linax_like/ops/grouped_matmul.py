@@ -87,9 +87,9 @@ def _multiply(x, weight, group):
 
     y = jnp.zeros((len(sorted_x), weight.shape[1]), x.dtype)
     y, *_ = vary_together(y, x)
-    y = jax.lax.fori_loop(0, blocks.last[-1], set_block, y)[: len(x)]
-    in_a_group = (jnp.arange(len(x)) < blocks.ends[-1])[:, None]
-    return jnp.zeros_like(y).at[blocks.order].set(jnp.where(in_a_group, y, 0))
+    y = jax.lax.fori_loop(0, blocks.last[-1], set_block, y)
+    in_a_group = (group >= 0) & (group < len(weight))
+    return jnp.where(in_a_group[:, None], y[jnp.argsort(blocks.order)], 0)
 
 
 @partial(jax.jit, static_argnames="groups")
