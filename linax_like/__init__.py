@@ -88,6 +88,7 @@ from .interop import (
     load_pretrained as load_pretrained,
     save_pretrained as save_pretrained,
 )
+from .low_rank import Adapted as Adapted, lora as lora, LowRank as LowRank
 from .models import (
     HierarchicalModel as HierarchicalModel,
     HierarchicalModelConfig as HierarchicalModelConfig,

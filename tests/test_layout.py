@@ -26,7 +26,7 @@ LAYERS = [
     {"blocks"},
     {"stack"},
     {"models", "paths"},
-    {"freezing", "lora"},
+    {"freezing", "low_rank"},
     {"tasks", "parallel", "interop"},
     {"training", "inference"},
     {"cli"},
