@@ -3,8 +3,12 @@ from ._version import __version__ as __version__
 from .blocks import (
     AbstractBlock as AbstractBlock,
     AbstractBlockConfig as AbstractBlockConfig,
+    AbstractStreamsBlock as AbstractStreamsBlock,
+    AbstractStreamsBlockConfig as AbstractStreamsBlockConfig,
     AdaptiveBlock as AdaptiveBlock,
     AdaptiveBlockConfig as AdaptiveBlockConfig,
+    MoTBlock as MoTBlock,
+    MoTBlockConfig as MoTBlockConfig,
     PatchBlock as PatchBlock,
     PatchBlockConfig as PatchBlockConfig,
     ResidualBlock as ResidualBlock,
@@ -132,6 +136,8 @@ from .sequence_mixers import (
     AbstractRecurrentQKVOperator as AbstractRecurrentQKVOperator,
     AbstractSequenceMixer as AbstractSequenceMixer,
     AbstractSequenceMixerConfig as AbstractSequenceMixerConfig,
+    AbstractStreamsMixer as AbstractStreamsMixer,
+    AbstractStreamsMixerConfig as AbstractStreamsMixerConfig,
     AttentionOperator as AttentionOperator,
     AttentionOperatorConfig as AttentionOperatorConfig,
     AttentionSequenceMixer as AttentionSequenceMixer,
@@ -197,6 +203,10 @@ from .sequence_mixers import (
     MLSTMSequenceMixer as MLSTMSequenceMixer,
     MLSTMSequenceMixerConfig as MLSTMSequenceMixerConfig,
     MLSTMState as MLSTMState,
+    MoTAttention as MoTAttention,
+    MoTAttentionConfig as MoTAttentionConfig,
+    MoTMixer as MoTMixer,
+    MoTMixerConfig as MoTMixerConfig,
     QKVSequenceMixer as QKVSequenceMixer,
     QKVSequenceMixerConfig as QKVSequenceMixerConfig,
     RandomFourierKernelConfig as RandomFourierKernelConfig,
@@ -221,5 +231,6 @@ from .sequence_mixers import (
     TiledConvolutionState as TiledConvolutionState,
 )
 from .stack import Stack as Stack, StackConfig as StackConfig, StackState as StackState
+from .streams import StreamsContext as StreamsContext
 from .tokenizers import ByteTokenizer as ByteTokenizer, load_tokenizer as load_tokenizer
 from .types import Aux as Aux

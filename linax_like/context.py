@@ -39,10 +39,10 @@ class SequenceContext(eqx.Module):
     axis_name: str | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
-        mask = _known(self.mask)
+        mask = known(self.mask)
         if self.mask is not None and mask is None:
             return
-        timesteps, segment_ids = _known(self.timesteps), _known(self.segment_ids)
+        timesteps, segment_ids = known(self.timesteps), known(self.segment_ids)
         if timesteps is not None:
             check_timesteps(timesteps, mask)
         if segment_ids is not None:
@@ -57,9 +57,9 @@ class SequenceContext(eqx.Module):
         **Raises:** `ValueError` that names a length that is negative or above `time`, if known.
         """
         lengths = jnp.asarray(lengths)
-        known = _known(lengths)
-        if known is not None and np.any((known < 0) | (known > time)):
-            wrong = known[(known < 0) | (known > time)][0]
+        values = known(lengths)
+        if values is not None and np.any((values < 0) | (values > time)):
+            wrong = values[(values < 0) | (values > time)][0]
             raise ValueError(
                 f"`lengths` must be at least 0 and at most the {time} positions of the padded "
                 f"sequences. Received {wrong}."
@@ -236,7 +236,7 @@ def check_segment_ids(segment_ids: np.ndarray, mask: np.ndarray | None = None) -
             )
 
 
-def _known(array: Array | None) -> np.ndarray | None:
+def known(array: Array | None) -> np.ndarray | None:
     """The values on this host, if there are any and all of them are here."""
     if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer):
         return np.asarray(array) if array.is_fully_addressable else None

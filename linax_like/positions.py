@@ -104,11 +104,23 @@ def rope(
             f"{x.shape[-1]}. Received {size}. Choose an even head size or another `rotary_dim`."
         )
     wide = upcast(x)
-    angles = _angles(positions, size, base, wide.dtype, scaling)[..., None, :]
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    a, b = _split_pairs(wide[..., :size], interleaved)
-    turned = _join_pairs(a * cos - b * sin, b * cos + a * sin, interleaved)
+    angles = _angles(positions, size, base, wide.dtype, scaling)
+    turned = turn(wide[..., :size], jnp.cos(angles), jnp.sin(angles), interleaved=interleaved)
     return jnp.concatenate([turned, wide[..., size:]], axis=-1).astype(x.dtype)
+
+
+def turn(
+    x: Float[Array, "*time heads head"],
+    cos: Float[Array, "*time half"],
+    sin: Float[Array, "*time half"],
+    *,
+    interleaved: bool = False,
+) -> Float[Array, "*time heads head"]:
+    """Turns pairs of features by angles whose cosines and sines are given, in at least float32."""
+    a, b = _split_pairs(upcast(x), interleaved)
+    cos, sin = cos[..., None, :].astype(a.dtype), sin[..., None, :].astype(a.dtype)
+    turned = _join_pairs(a * cos - b * sin, b * cos + a * sin, interleaved)
+    return turned.astype(x.dtype)
 
 
 def sinusoidal(

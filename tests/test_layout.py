@@ -19,7 +19,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # What a part may import stands in an earlier line.
 LAYERS = [
     {"_version", "types", "complexity", "config", "files", "tokenizers"},
-    {"precision", "parameters", "initializers", "context", "ops"},
+    {"precision", "parameters", "initializers", "context", "streams", "ops"},
     {"norms", "positions"},
     {"global_response_norm", "grid_embedding", "grid_positions"},
     {"sequence_mixers", "channel_mixers", "encoders", "heads"},

@@ -50,6 +50,16 @@ def test_greedy_text_is_the_models():
     assert {1, 4} <= set(sizes) <= {1, 2, 3, 4}  # nothing kept, everything, and what is between
 
 
+def test_a_draft_is_penalised_for_repetition_as_the_model_is():
+    """So the model itself, as its own draft, proposes nothing that is not kept."""
+    model, sizes = build(LRU, vocabulary=24), []
+    options = {"temperature": 0.0, "repetition_penalty": 50.0, "draft": model, "draft_length": 3}
+    hear = lambda row, tokens: sizes.append(len(tokens))
+    text = lx.generate(model, [1, 2, 3], 13, KEY, **options, callback=hear).tokens
+    assert sizes == [1, 4, 4, 4]
+    assert len({1, 2, 3, *text.tolist()}) == 16
+
+
 def test_states_are_those_of_what_was_kept():
     """Of the model and of the draft, after a block of which not all was kept."""
     model, prompt = build(LRU, vocabulary=11), jnp.asarray([1, 2, 3])

@@ -12,6 +12,7 @@ from ..channel_mixers import AbstractChannelMixer, AbstractRoutedChannelMixer
 from ..config import AbstractConfig
 from ..context import SequenceContext
 from ..sequence_mixers import AbstractRecurrentMixer, AbstractSequenceMixer
+from ..streams import Frames, Streams, StreamsContext
 from ..types import Aux, Frame, Grid, no_aux, Signal
 
 
@@ -67,6 +68,69 @@ class AbstractBlock(eqx.Module):
     @abc.abstractmethod
     def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
         """Floating-point operations of one pass."""
+
+
+@dataclass(frozen=True)
+class AbstractStreamsBlockConfig(AbstractConfig):
+    """The hyperparameters of a block for several streams."""
+
+    @abc.abstractmethod
+    def build(self, in_features: int, key: PRNGKeyArray) -> "AbstractStreamsBlock":
+        """A new block on residual streams of width `in_features`."""
+
+
+class AbstractStreamsBlock(eqx.Module):
+    """Maps a residual stream for each modality to itself, in the same forms as a block."""
+
+    @property
+    @abc.abstractmethod
+    def modalities(self) -> tuple[str, ...]:
+        """The streams that there may be, in the order in which they come."""
+
+    @property
+    @abc.abstractmethod
+    def causal(self) -> bool:
+        """Whether no output depends on a later position."""
+
+    @property
+    @abc.abstractmethod
+    def uses(self) -> frozenset[str]:
+        """Which of `positions` and `timesteps` make a difference."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        streams: Streams,
+        key: PRNGKeyArray | None = None,
+        *,
+        context: StreamsContext | None = None,
+    ) -> tuple[Streams, Aux]:
+        """Applies the block to whole streams."""
+
+    @abc.abstractmethod
+    def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> PyTree:
+        """The state before the first position. Raises `ValueError` if the block is not causal."""
+
+    @abc.abstractmethod
+    def prefill(
+        self, state: PyTree, streams: Streams, *, context: StreamsContext | None = None
+    ) -> tuple[PyTree, Streams]:
+        """Advances many positions at once."""
+
+    @abc.abstractmethod
+    def step(
+        self, state: PyTree, frames: Frames, *, context: StreamsContext | None = None
+    ) -> tuple[PyTree, Frames]:
+        """Advances one position, of one modality."""
+
+    @property
+    @abc.abstractmethod
+    def complexity(self) -> str:
+        """How the work grows: `"O(L log L · d)"`, in the letters of `linax_like/complexity.py`."""
+
+    @abc.abstractmethod
+    def flop_count(self, lengths: dict[str, int], inference: bool = False) -> int:
+        """Floating-point operations of one pass over so many positions of each modality."""
 
 
 def recurrent(mixer: AbstractSequenceMixer) -> AbstractRecurrentMixer:

@@ -126,6 +126,8 @@ from .mlstm import (
     MLSTMSequenceMixerConfig as MLSTMSequenceMixerConfig,
     MLSTMState as MLSTMState,
 )
+from .mot_attention import MoTAttention as MoTAttention, MoTAttentionConfig as MoTAttentionConfig
+from .mot_mixer import MoTMixer as MoTMixer, MoTMixerConfig as MoTMixerConfig
 from .operators import (
     AbstractQKVOperator as AbstractQKVOperator,
     AbstractQKVOperatorConfig as AbstractQKVOperatorConfig,
@@ -156,6 +158,11 @@ from .s4d import (
 )
 from .s5 import S5SequenceMixer as S5SequenceMixer, S5SequenceMixerConfig as S5SequenceMixerConfig
 from .s7 import S7SequenceMixer as S7SequenceMixer, S7SequenceMixerConfig as S7SequenceMixerConfig
+from .streams_base import (
+    AbstractStreamsMixer as AbstractStreamsMixer,
+    AbstractStreamsMixerConfig as AbstractStreamsMixerConfig,
+    StreamsState as StreamsState,
+)
 from .tiled_convolution import (
     TiledConvolution as TiledConvolution,
     TiledConvolutionState as TiledConvolutionState,

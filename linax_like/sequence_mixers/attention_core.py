@@ -13,7 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..context import SequenceContext
 from ..ops.attention import attention
+from ..ops.attention.one_query import attend_once
 from ..ops.attention.ring_buffer import append, chronological
+from ..ops.compact import Permutation
 from .base import keep_at_padding
 from .padding import compact, reorder
 
@@ -37,6 +39,8 @@ class AttentionCore(NamedTuple):
     - `causal`, `window`: which keys a query sees.
     - `soft_cap`: bound the scores smoothly, `soft_cap · tanh(score / soft_cap)`.
     - `scale`: the factor of `q · k`; by default `1 / √head`.
+
+    Positions of one span, a number of 0 or more, see each other in any case, within one chunk.
     """
 
     causal: bool
@@ -50,9 +54,11 @@ class AttentionCore(NamedTuple):
         k: Float[Array, "time kv_heads head"],
         v: Float[Array, "time kv_heads head"],
         context: SequenceContext,
+        spans: Int[Array, " time"] | None = None,
     ) -> Float[Array, "time heads head"]:
         (q, k, v), packed, permutation = compact((q, k, v), context)
-        y = self._attend(q, k, v, packed.segment_ids, packed.mask, padding_last=True)
+        spans = _compacted(spans, permutation)
+        y = self._attend(q, k, v, packed.segment_ids, packed.mask, spans, padding_last=True)
         return reorder(y, permutation)
 
     def init_state(
@@ -69,6 +75,7 @@ class AttentionCore(NamedTuple):
         k: Float[Array, "time kv_heads head"],
         v: Float[Array, "time kv_heads head"],
         context: SequenceContext,
+        spans: Int[Array, " time"] | None = None,
     ) -> tuple[AttentionState, Float[Array, "time heads head"]]:
         if len(q) == 0:
             return state, q
@@ -82,12 +89,16 @@ class AttentionCore(NamedTuple):
         documents = None if resets is None else jnp.cumsum(resets, dtype=jnp.int32)
         if documents is not None:  # what is stored belongs to document 0
             documents = jnp.concatenate([jnp.zeros(slots.shape, jnp.int32), documents])
+        spans = _compacted(spans, permutation)
+        if spans is not None:  # what is stored belongs to none
+            spans = jnp.concatenate([jnp.full(slots.shape, -1, jnp.int32), spans])
         y = self._attend(
             q,
             jnp.concatenate([state.keys[slots], k]),
             jnp.concatenate([state.values[slots], v]),
             documents,
             jnp.concatenate([stored, real]),
+            spans,
             padding_last=False,
         )
         y = self._refuse_overflow(y, counts, real, len(state.keys))
@@ -106,8 +117,7 @@ class AttentionCore(NamedTuple):
         keys = keys.at[length % capacity].set(k.astype(keys.dtype))
         values = values.at[length % capacity].set(v.astype(values.dtype))
         stored = jnp.arange(capacity) <= length
-        past = AttentionCore(causal=False, soft_cap=self.soft_cap, scale=self.scale)
-        y = past._attend(q[None], keys, values, None, stored, padding_last=False)[0]
+        y = attend_once(q, keys, values, stored, soft_cap=self.soft_cap, scale=self.scale)
         real = jnp.ones((), bool) if context.mask is None else context.mask
         y = self._refuse_overflow(y, length, real, capacity)
         return keep_at_padding(context, AttentionState(keys, values, length + 1), state), y
@@ -125,6 +135,7 @@ class AttentionCore(NamedTuple):
         v: Float[Array, "keys kv_heads head"],
         segment_ids: Int[Array, " keys"] | None,
         mask: Bool[Array, " keys"] | None,
+        spans: Int[Array, " keys"] | None,
         padding_last: bool,
     ) -> Float[Array, "time heads head"]:
         return attention(
@@ -136,6 +147,7 @@ class AttentionCore(NamedTuple):
             segment_ids=segment_ids,
             mask=mask,
             padding_last=padding_last,
+            spans=spans,
             soft_cap=self.soft_cap,
             scale=self.scale,
         )
@@ -163,3 +175,9 @@ class AttentionCore(NamedTuple):
             return y
         lost = real & (position >= capacity)
         return jnp.where(lost[..., None, None], jnp.nan, y)
+
+
+def _compacted(
+    spans: Int[Array, " time"] | None, permutation: Permutation | None
+) -> Int[Array, " time"] | None:
+    return spans if spans is None or permutation is None else spans[permutation.order]

@@ -183,3 +183,26 @@ class MixerOperator(AbstractRecurrentQKVOperator[Any]):
                 f"`{type(self.mixer).__name__}` cannot advance step by step. Use a mixer that can."
             )
         return self.mixer
+
+
+def as_operator(built: AbstractQKVOperator | AbstractSequenceMixer) -> AbstractQKVOperator:
+    return built if isinstance(built, AbstractQKVOperator) else MixerOperator(built)
+
+
+def recurrent(module: eqx.Module, operator: AbstractQKVOperator) -> AbstractRecurrentQKVOperator:
+    """The operator of a module, as one that can advance step by step.
+
+    **Raises:** `ValueError` if it cannot.
+    """
+    name = type(module).__name__
+    if not operator.causal:
+        raise ValueError(
+            f"`{name}` is not causal, so it cannot advance step by step: build it around an operator "
+            "or a mixer that is causal."
+        )
+    if not isinstance(operator, AbstractRecurrentQKVOperator):
+        raise ValueError(
+            f"`{name}` cannot advance step by step around a `{type(operator).__name__}`. Use an "
+            "operator that can."
+        )
+    return operator

@@ -18,18 +18,8 @@ from ..context import SequenceContext
 from ..initializers import AbstractInitializerConfig, constant, kaiming_uniform, split
 from ..precision import linear
 from ..types import Frame, Grid, Signal
-from .base import (
-    AbstractRecurrentMixer,
-    AbstractSequenceMixerConfig,
-    enter,
-    require_causal,
-)
-from .operators import (
-    AbstractQKVOperator,
-    AbstractQKVOperatorConfig,
-    AbstractRecurrentQKVOperator,
-    MixerOperator,
-)
+from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter
+from .operators import AbstractQKVOperator, AbstractQKVOperatorConfig, as_operator, recurrent
 
 
 @dataclass(frozen=True)
@@ -70,10 +60,7 @@ class QKVSequenceMixer(AbstractRecurrentMixer[Any]):
         in_key, operator_key, out_key = split(key, 3)
         self.config = cfg
         self.in_features = in_features
-        operator = cfg.operator.build(in_features, operator_key)
-        if not isinstance(operator, AbstractQKVOperator):
-            operator = MixerOperator(operator)
-        self.operator = operator
+        self.operator = as_operator(cfg.operator.build(in_features, operator_key))
         streams = self.operator.num_inputs * in_features
         self.qkv_proj, self.qkv_bias = _projection(
             in_key, in_features, streams, cfg.in_init, cfg.qkv_bias
@@ -102,12 +89,12 @@ class QKVSequenceMixer(AbstractRecurrentMixer[Any]):
         return self._readout(y, context)
 
     def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> Any:
-        return self._recurrent().init_state(max_length, dtype)
+        return recurrent(self, self.operator).init_state(max_length, dtype)
 
     def prefill(
         self, state: Any, x: Signal, *, context: SequenceContext | None = None
     ) -> tuple[Any, Signal]:
-        operator = self._recurrent()
+        operator = recurrent(self, self.operator)
         x, context = enter(self, x, context)
         state, y = operator.prefill(state, self._project(x, context), context=context)
         return state, self._readout(y, context)
@@ -115,7 +102,7 @@ class QKVSequenceMixer(AbstractRecurrentMixer[Any]):
     def step(
         self, state: Any, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[Any, Frame]:
-        operator = self._recurrent()
+        operator = recurrent(self, self.operator)
         x, context = enter(self, x, context)
         state, y = operator.step(state, self._project(x, context), context=context)
         return state, self._readout(y, context)
@@ -137,15 +124,6 @@ class QKVSequenceMixer(AbstractRecurrentMixer[Any]):
         return context.blank_padding(
             linear(context.blank_padding(y), self.out_proj, self.out_bias)
         )
-
-    def _recurrent(self) -> AbstractRecurrentQKVOperator:
-        require_causal(self, "build it around an operator or a mixer that is causal")
-        if not isinstance(self.operator, AbstractRecurrentQKVOperator):
-            raise ValueError(
-                f"`QKVSequenceMixer` cannot advance step by step around a "
-                f"`{type(self.operator).__name__}`. Use an operator that can."
-            )
-        return self.operator
 
 
 def _projection(

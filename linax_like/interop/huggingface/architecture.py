@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from ...blocks import AbstractBlockConfig
 from ...models import LanguageModelConfig
 from .options import Options
 
@@ -78,7 +77,7 @@ class Architecture:
     config_to: Callable[[LanguageModelConfig], dict[str, Any]]
     outer: tuple[Row, ...]
     layers: str
-    layer: Callable[[AbstractBlockConfig], tuple[Row, ...]]
+    layer: Callable[[Any], tuple[Row, ...]]  # from the config of a block
     canonical: Callable[[str], str | None] = lambda name: name
 
     def table(self, config: LanguageModelConfig) -> Iterator[Row]:

@@ -21,6 +21,7 @@ def attention(
     segment_ids: Int[Array, " keys"] | None = None,
     mask: Bool[Array, " keys"] | None = None,
     padding_last: bool = False,
+    spans: Int[Array, " keys"] | None = None,
     soft_cap: float | None = None,
     scale: float | None = None,
     backend: Backend | None = None,
@@ -35,6 +36,8 @@ def attention(
         own among them.
     - `segment_ids`: the document of every position; a query sees its own document.
     - `mask`: False where a key is hidden, whatever it and its value hold.
+    - `spans`: positions of one number of 0 or more see each other, later ones and those beyond the
+        window too; those of a negative one belong to no span.
     - `padding_last`: promises that in `mask` no key is behind a hidden one, which cuDNN needs.
     - `soft_cap`: bound the scores smoothly, `soft_cap · tanh(score / soft_cap)`.
     - `scale`: the factor of `q · k`, by default `1 / √head`.
@@ -45,7 +48,7 @@ def attention(
         takes every case; `"cudnn"`, on a GPU, and `"pallas_tpu"`, splash attention on a TPU, raise
         a ValueError for a case that they cannot take.
     """
-    case = _case(q, k, v, causal, window, segment_ids, mask, padding_last, soft_cap, scale)
+    case = _case(q, k, v, causal, window, segment_ids, mask, padding_last, spans, soft_cap, scale)
     if len(q) == 0 or len(k) == 0:
         return jnp.zeros((*q.shape[:2], v.shape[-1]), q.dtype)
     if mask is not None:
@@ -53,9 +56,9 @@ def attention(
     dtype, output_dtype = case.q.dtype, q.dtype
     q, k, v = q.astype(dtype), k.astype(dtype), v.astype(dtype)
     if backend == "reference":
-        y = reference_attention(q, k, v, segment_ids, mask, case.rules)
+        y = reference_attention(q, k, v, segment_ids, mask, spans, case.rules)
     else:
-        y = kernel_attention(q, k, v, segment_ids, mask, case, backend)
+        y = kernel_attention(q, k, v, segment_ids, mask, spans, case, backend)
     return y.astype(output_dtype)
 
 
@@ -70,6 +73,7 @@ def explain_backend(
     segment_ids: Int[Array, " keys"] | jax.ShapeDtypeStruct | None = None,
     mask: Bool[Array, " keys"] | jax.ShapeDtypeStruct | None = None,
     padding_last: bool = False,
+    spans: Int[Array, " keys"] | jax.ShapeDtypeStruct | None = None,
     soft_cap: float | None = None,
     scale: float | None = None,
 ) -> Choice:
@@ -77,18 +81,20 @@ def explain_backend(
 
     - `platform`: what the program would be lowered for: `"cpu"`, `"cuda"`, `"tpu"` or another.
     """
-    case = _case(q, k, v, causal, window, segment_ids, mask, padding_last, soft_cap, scale)
+    case = _case(q, k, v, causal, window, segment_ids, mask, padding_last, spans, soft_cap, scale)
     return choose(case, platform)
 
 
-def _case(q, k, v, causal, window, segment_ids, mask, padding_last, soft_cap, scale) -> Case:
-    _check(q, k, v, causal or window is not None or segment_ids is not None)
+def _case(
+    q, k, v, causal, window, segment_ids, mask, padding_last, spans, soft_cap, scale
+) -> Case:
+    _check(q, k, v, causal or not (window is None and segment_ids is None and spans is None))
     dtype = jnp.result_type(q, k, v)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     offset = k.shape[0] - q.shape[0]
     q, k, v = (jax.ShapeDtypeStruct(x.shape, dtype) for x in (q, k, v))
     ids = None if segment_ids is None else segment_ids.dtype
-    rules = Rules(causal, window, offset, scale, soft_cap)
+    rules = Rules(causal, window, offset, scale, soft_cap, spans is not None)
     return Case(q, k, v, ids, mask is not None, padding_last, rules)
 
 
@@ -103,5 +109,5 @@ def _check(q, k, v, aligned: bool) -> None:
         raise ValueError(
             "`attention` takes the queries as the last of the keys' positions, so there cannot be "
             f"more of them. Received {q.shape[0]} queries and {k.shape[0]} keys. There may be fewer "
-            "keys only with `causal=False`, no `window` and no `segment_ids`."
+            "keys only with `causal=False`, no `window`, `segment_ids` or `spans`."
         )

@@ -10,6 +10,7 @@ class Rules(NamedTuple):
     """The static part of attention: which keys a query sees by index, and how it scores them.
 
     - `offset`: the index of the key that stands where the first query stands.
+    - `spans`: whether there are any, in which a query sees keys that it would not see else.
     """
 
     causal: bool
@@ -17,6 +18,7 @@ class Rules(NamedTuple):
     offset: int
     scale: float
     soft_cap: float | None
+    spans: bool = False
 
     @property
     def reach(self) -> tuple[int | None, int | None]:
@@ -39,16 +41,21 @@ class Rules(NamedTuple):
         """Whether queries at these indices see keys at those, shape `(queries, keys)`."""
         return self.sees((query + self.offset)[:, None] - key[None, :])
 
+    @property
+    def visited(self) -> tuple[int | None, int | None]:
+        """The distances at which there may be keys that are seen."""
+        return (None, None) if self.spans else self.reach
+
     def seen_blocks(self, i, queries: int, keys: int, count: int) -> tuple[Any, Any]:
         """The first of `count` blocks of keys that query block `i` sees, and the one after the last.
 
         - `queries`, `keys`: how many there are in a block.
         """
-        return _blocks_behind(i * queries + self.offset, queries, self.reach, keys, count)
+        return _blocks_behind(i * queries + self.offset, queries, self.visited, keys, count)
 
     def seeing_blocks(self, i, keys: int, queries: int, count: int) -> tuple[Any, Any]:
         """The first of `count` blocks of queries that see key block `i`, and the one after the last."""
-        near, far = (None if x is None else -x for x in self.reach)
+        near, far = (None if x is None else -x for x in self.visited)
         return _blocks_behind(i * keys - self.offset, keys, (far, near), queries, count)
 
 

@@ -38,7 +38,7 @@ def choose(case: Case, platform: str) -> Choice:
     )
 
 
-def kernel_attention(q, k, v, segment_ids, mask, case: Case, backend: Backend | None):
+def kernel_attention(q, k, v, segment_ids, mask, spans, case: Case, backend: Backend | None):
     """As `reference_attention`, by `backend` or what suits the platform.
 
     Raises a ValueError if `backend` cannot take the case.
@@ -48,7 +48,7 @@ def kernel_attention(q, k, v, segment_ids, mask, case: Case, backend: Backend | 
     else:
         _require(case, backend)
         backends = _Backends(backend, backend, backend)
-    return _attend(*vary_together(q, k, v, segment_ids, mask), case.rules, backends)
+    return _attend(*vary_together(q, k, v, segment_ids, mask, spans), case.rules, backends)
 
 
 def _require(case: Case, backend: Backend) -> None:
@@ -66,20 +66,20 @@ class _Backends(NamedTuple):
     tpu: Backend
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _attend(q, k, v, segment_ids, mask, rules, backends):
-    return _attend_forward(q, k, v, segment_ids, mask, rules, backends)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _attend(q, k, v, segment_ids, mask, spans, rules, backends):
+    return _attend_forward(q, k, v, segment_ids, mask, spans, rules, backends)[0]
 
 
-def _attend_forward(q, k, v, segment_ids, mask, rules, backends):
-    operands = (q, k, v, segment_ids, mask)
+def _attend_forward(q, k, v, segment_ids, mask, spans, rules, backends):
+    operands = (q, k, v, segment_ids, mask, spans)
     y, log_sum = _by_platform(_FORWARD, backends, operands, rules)
     return y, (operands, y, log_sum)
 
 
 def _attend_backward(rules, backends, residuals, dy):
     operands, y, log_sum = residuals
-    return *_by_platform(_BACKWARD, backends, (*operands, y, log_sum, dy), rules), None, None
+    return *_by_platform(_BACKWARD, backends, (*operands, y, log_sum, dy), rules), None, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -27,6 +27,8 @@ def obstacle(case: Case) -> str | None:
         return f"cuDNN computes in bfloat16 and float16, not {q.dtype}."
     if rules.soft_cap is not None:
         return "cuDNN has no soft cap."
+    if rules.spans:
+        return "cuDNN would need a mask of every query and key for `spans`."
     if case.segment_ids is not None:
         return "cuDNN would need a mask of every query and key for `segment_ids`."
     if case.masked and not case.padding_last:
@@ -58,13 +60,13 @@ def _refusal(case: Case) -> str | None:
     return None
 
 
-def forward(q, k, v, segment_ids, mask, rules: Rules):
+def forward(q, k, v, segment_ids, mask, spans, rules: Rules):
     """As `xla.forward`, with nothing in the place of the log-sum-exp."""
     y = _over_examples(partial(_attention, rules=rules), q, k, v, mask)
     return y, vary_together(jnp.zeros(y.shape[:-1], jnp.float32), y)[0]
 
 
-def backward(q, k, v, segment_ids, mask, y, log_sum, dy, rules: Rules):
+def backward(q, k, v, segment_ids, mask, spans, y, log_sum, dy, rules: Rules):
     """As `xla.backward`."""
 
     def gradient(q, k, v, mask, dy):

@@ -33,6 +33,8 @@ def obstacle(case: Case) -> str | None:
     q, k, v, ids, rules = case.q, case.k, case.v, case.segment_ids, case.rules
     if q.dtype not in (jnp.bfloat16, jnp.float32):
         return f"Splash attention computes in bfloat16 and float32, not {q.dtype}."
+    if rules.spans:
+        return "Splash attention visits no keys for `spans` beyond those that causality leaves."
     if ids is not None and not np.can_cast(ids, np.int32):
         return f"Splash attention takes `segment_ids` in int32, not {ids}."
     head = max(q.shape[-1], v.shape[-1])
@@ -52,7 +54,7 @@ def drawback(case: Case) -> str | None:
     return None
 
 
-def forward(q, k, v, segment_ids, mask, rules: Rules):
+def forward(q, k, v, segment_ids, mask, spans, rules: Rules):
     """As `xla.forward`."""
     grid = _Grid.over(len(q), len(k), rules)
     y, (log_sum,) = splash._splash_attention_forward(
@@ -74,7 +76,7 @@ def forward(q, k, v, segment_ids, mask, rules: Rules):
     return jnp.where(alone[..., None], jnp.zeros_like(y), y), jnp.where(alone, jnp.inf, log_sum)
 
 
-def backward(q, k, v, segment_ids, mask, y, log_sum, dy, rules: Rules):
+def backward(q, k, v, segment_ids, mask, spans, y, log_sum, dy, rules: Rules):
     """As `xla.backward`."""
     grid = _Grid.over(len(q), len(k), rules)
     y, log_sum, dy = (_heads_first(x, grid.time) for x in (y, log_sum, dy))

@@ -7,7 +7,7 @@ from ...precision import upcast
 from .case import Rules
 
 
-def reference_attention(q, k, v, segment_ids, mask, rules: Rules):
+def reference_attention(q, k, v, segment_ids, mask, spans, rules: Rules):
     """As `attention`; masked scores are -inf, and a query without a key gets zeros."""
     time, heads, head = q.shape
     keys, kv_heads, _ = k.shape
@@ -16,6 +16,8 @@ def reference_attention(q, k, v, segment_ids, mask, rules: Rules):
     if rules.soft_cap is not None:
         scores = rules.soft_cap * jnp.tanh(scores / rules.soft_cap)
     seen = rules.visible(jnp.arange(time), jnp.arange(keys))
+    if spans is not None:
+        seen = seen | ((spans[rules.offset :, None] == spans[None, :]) & (spans >= 0)[None, :])
     if segment_ids is not None:
         seen = seen & (segment_ids[rules.offset :, None] == segment_ids[None, :])
     if mask is not None:

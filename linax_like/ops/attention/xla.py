@@ -27,16 +27,16 @@ CPU_BLOCK = 128
 ACCELERATOR_BLOCK = 512
 
 
-def forward(q, k, v, segment_ids, mask, rules: Rules):
+def forward(q, k, v, segment_ids, mask, spans, rules: Rules):
     """The output in the dtype of `q`, and the log-sum-exp of every query, inf if it sees no key."""
-    y, log_sum = _by_platform(_forward, (q, k, v, segment_ids, mask), rules)
+    y, log_sum = _by_platform(_forward, (q, k, v, segment_ids, mask, spans), rules)
     return y.astype(q.dtype), log_sum
 
 
-def backward(q, k, v, segment_ids, mask, y, log_sum, dy, rules: Rules):
+def backward(q, k, v, segment_ids, mask, spans, y, log_sum, dy, rules: Rules):
     """The gradients of q, k and v, given what `forward` returned."""
     delta = jnp.sum(dy.astype(log_sum.dtype) * y.astype(log_sum.dtype), axis=-1)
-    operands = (q, k, v, segment_ids, mask, dy, log_sum, delta)
+    operands = (q, k, v, segment_ids, mask, spans, dy, log_sum, delta)
     gradients = _by_platform(_backward, operands, rules)
     return tuple(g.astype(x.dtype) for g, x in zip(gradients, (q, k, v), strict=True))
 
@@ -57,12 +57,17 @@ class Blocks(NamedTuple):
     q_ids: Array | None  # (blocks, queries)
     k_ids: Array | None  # (blocks, keys)
     mask: Array | None  # (blocks, keys)
+    q_spans: Array | None  # (blocks, queries)
+    k_spans: Array | None  # (blocks, keys)
 
 
-def _forward(q, k, v, segment_ids, mask, *, rules, block):
+def _forward(q, k, v, segment_ids, mask, spans, *, rules, block):
     """The output and the log-sum-exp of every query, in at least float32."""
-    blocks = _in_blocks(q, k, v, segment_ids, mask, rules, block)
+    blocks = _in_blocks(q, k, v, segment_ids, mask, spans, rules, block)
     dtype = accumulation_dtype(q.dtype)
+    first = jnp.zeros((), jnp.int32)
+    if rules.offset > 0 and blocks.mask is not None:  # a cache may be empty so far
+        first = jnp.argmax(jnp.any(blocks.mask, axis=-1))
 
     def over_keys(i):
         def add_block(j, carry):
@@ -77,7 +82,8 @@ def _forward(q, k, v, segment_ids, mask, *, rules, block):
         rows = jnp.zeros(blocks.q.shape[1:-1], dtype)
         y = jnp.zeros((*rows.shape, v.shape[-1]), dtype)
         start = vary_together((rows + jnp.finfo(dtype).min, rows, y), q)[0]
-        highest, total, y = jax.lax.fori_loop(*_seen_blocks(blocks, i, rules), add_block, start)
+        low, high = _seen_blocks(blocks, i, rules)
+        highest, total, y = jax.lax.fori_loop(jnp.maximum(low, first), high, add_block, start)
         alone = total == 0  # a query without a key
         total = jnp.where(alone, 1.0, total)
         return y / total[..., None], jnp.where(alone, jnp.inf, highest + jnp.log(total))
@@ -86,9 +92,9 @@ def _forward(q, k, v, segment_ids, mask, *, rules, block):
     return _join_queries(y, len(q)), _join_queries(log_sum, len(q))
 
 
-def _backward(q, k, v, segment_ids, mask, dy, log_sum, delta, *, rules, block):
+def _backward(q, k, v, segment_ids, mask, spans, dy, log_sum, delta, *, rules, block):
     """The gradients of q, k and v, in at least float32."""
-    blocks = _in_blocks(q, k, v, segment_ids, mask, rules, block)
+    blocks = _in_blocks(q, k, v, segment_ids, mask, spans, rules, block)
     dtype = accumulation_dtype(q.dtype)
     size, kv_heads = blocks.q.shape[-2], k.shape[1]
     rows = (dy.astype(v.dtype), log_sum[..., None], delta[..., None])
@@ -126,6 +132,9 @@ def _scores(blocks, i, j, rules):
         s, slope = rules.soft_cap * capped, rules.scale * (1 - capped**2)
     queries, keys = s.shape[-2:]
     seen = rules.visible(i * queries + jnp.arange(queries), j * keys + jnp.arange(keys))
+    if blocks.q_spans is not None and blocks.k_spans is not None:
+        q_spans, k_spans = blocks.q_spans[i][:, None], blocks.k_spans[j][None, :]
+        seen = seen | ((q_spans == k_spans) & (k_spans >= 0))
     if blocks.q_ids is not None and blocks.k_ids is not None:
         seen = seen & (blocks.q_ids[i][:, None] == blocks.k_ids[j][None, :])
     if blocks.mask is not None:
@@ -138,12 +147,13 @@ def _seen_blocks(blocks, i, rules) -> tuple[Array, Array]:
     return rules.seen_blocks(i, blocks.q.shape[-2], blocks.k.shape[-2], len(blocks.k))
 
 
-def _in_blocks(q, k, v, segment_ids, mask, rules, block):
+def _in_blocks(q, k, v, segment_ids, mask, spans, rules, block):
     queries = _block_size(len(q), block)
     keys = _block_size(len(k), block * block // queries)  # few queries, as in decoding: more keys
     if len(k) % keys and mask is None:
         mask = jnp.ones((len(k),), bool)  # what fills up the last block is hidden
     q_ids = None if segment_ids is None else segment_ids[rules.offset :]
+    q_spans = None if spans is None else spans[rules.offset :]
     return Blocks(
         _query_blocks(q, queries, k.shape[1]),
         jnp.moveaxis(_split(k, keys), 1, 2),
@@ -151,6 +161,8 @@ def _in_blocks(q, k, v, segment_ids, mask, rules, block):
         None if q_ids is None else _split(q_ids, queries),
         None if segment_ids is None else _split(segment_ids, keys),
         None if mask is None else _split(mask, keys),
+        None if q_spans is None else _split(q_spans, queries),
+        None if spans is None else _split(spans, keys),
     )
 
 
