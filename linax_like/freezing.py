@@ -37,9 +37,7 @@ def trainable(model: PyTree, frozen: Sequence[str] = ()) -> PyTree[bool]:
     moves = jax.tree.map(lambda place: not still.issuperset(place.names), places)
     if not any(jax.tree.leaves(moves)):
         patterns = ", ".join(f"`{pattern}`" for pattern in frozen)
-        raise ValueError(
-            f"{patterns} freeze every array of the model: leave something to train."
-        )
+        raise ValueError(f"{patterns} freeze every array of the model: leave something to train.")
     return eqx.combine(moves, marks)
 
 

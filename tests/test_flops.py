@@ -75,9 +75,7 @@ def test_encoders_and_heads():
     assert encoder.flop_count((TIME,), inference=True) == pytest.approx(count, rel=0.05)
     for pooling in ("mean", "none"):
         head = lx.ClassificationHeadConfig(pooling).build(WIDTH, 128, KEY)
-        read = lambda head, x: (
-            head(x, no_aux(), context=context).logits
-        )
+        read = lambda head, x: head(x, no_aux(), context=context).logits
         count = xla_flops(read, head, jnp.ones((TIME, WIDTH)))
         assert head.flop_count((TIME,), inference=True) == pytest.approx(count, rel=0.05)
 

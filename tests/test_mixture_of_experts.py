@@ -342,7 +342,9 @@ def test_experts_reach_the_training_loop():
     """
     limited = CONFIG.updated("capacity", 0.75).updated("shared_features", None)
     biased = limited.updated("capacity", None).updated("bias_rate", 0.25)
-    blocks = (lx.ResidualBlockConfig(lx.IdentitySequenceMixerConfig(), k) for k in (limited, biased))
+    blocks = (
+        lx.ResidualBlockConfig(lx.IdentitySequenceMixerConfig(), k) for k in (limited, biased)
+    )
     stack = lx.StackConfig(((tuple(blocks), 2),))
     model = lx.LanguageModelConfig(11, FEATURES, stack).build(KEY)
     tokens = np.random.default_rng(1).integers(0, 11, (4, TIME + 1))

@@ -103,7 +103,9 @@ def test_accumulation_weighs_items_not_parts(model, batch):
         tokens, targets, real = batch
         logits, _ = jax.vmap(model)(tokens, keys)
         losses = jnp.where(real, cross_entropy(logits, targets), 0.0)
-        return Metrics(losses.sum(), losses.sum(), jnp.zeros(()), real.sum().astype(jnp.float32), no_aux())
+        return Metrics(
+            losses.sum(), losses.sum(), jnp.zeros(()), real.sum().astype(jnp.float32), no_aux()
+        )
 
     padded = batch["inputs"], batch["targets"], real
     optimizer = optax.sgd(0.1)

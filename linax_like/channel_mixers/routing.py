@@ -12,7 +12,6 @@ Where the numbers n come from: a term Σ b_e n_e of value zero in the auxiliary 
 b they are. So those of every layer arrive where gradients do, out of scans and from all devices.
 """
 
-import math
 from typing import Literal
 
 import equinox as eqx

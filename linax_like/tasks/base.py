@@ -82,9 +82,7 @@ class AbstractTask(abc.ABC):
         """The results of a trained model on the held-out data."""
 
 
-def classify(
-    logits: Float[Array, "*shape classes"], labels: Array, aux: Aux
-) -> Metrics:
+def classify(logits: Float[Array, "*shape classes"], labels: Array, aux: Aux) -> Metrics:
     """The sums of a batch of classifications.
 
     - `aux`: that of every example.
