@@ -55,7 +55,7 @@ def row(router: str) -> dict:
         "output differs": harness.difference(y, expected),
         "gradient differs": max(harness.difference(*pair) for pair in pairs),
         "mixture / dense ms": " / ".join(f"{1e3 * seconds[name]:.1f}" for name in compared),
-        "×": seconds["mixture"] / seconds["dense"],
+        "ratio": seconds["mixture"] / seconds["dense"],
         "memory MiB": " / ".join(f"{programs[n].temporary_bytes / 2**20:.0f}" for n in compared),
     }
 
