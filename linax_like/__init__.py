@@ -94,17 +94,27 @@ from .interop import (
 )
 from .low_rank import Adapted as Adapted, lora as lora, LowRank as LowRank
 from .models import (
+    AbstractLanguageModel as AbstractLanguageModel,
     HierarchicalModel as HierarchicalModel,
     HierarchicalModelConfig as HierarchicalModelConfig,
     HybridInitializerConfig as HybridInitializerConfig,
     LanguageModel as LanguageModel,
     LanguageModelConfig as LanguageModelConfig,
+    mixture_of as mixture_of,
+    MixtureOfTransformers as MixtureOfTransformers,
+    MixtureOfTransformersConfig as MixtureOfTransformersConfig,
+    ModalityConfig as ModalityConfig,
     presets as presets,
     SequenceModel as SequenceModel,
     SequenceModelConfig as SequenceModelConfig,
+    stream_losses as stream_losses,
+    StreamLanguageModel as StreamLanguageModel,
+    StreamsOutput as StreamsOutput,
     token_loss as token_loss,
     VisionModel as VisionModel,
     VisionModelConfig as VisionModelConfig,
+    warm_start_from_text_stack as warm_start_from_text_stack,
+    WarmStartReport as WarmStartReport,
 )
 from .norms import (
     AbstractNorm as AbstractNorm,

@@ -5,17 +5,19 @@ import difflib
 import functools
 import importlib
 import json
-import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
+
+from .annotations import alternatives, describe, fits, item_hints
 
 
-# Where `from_dict` looks a type tag up. The public namespaces are the only registry.
+# Where `from_dict` looks a type tag up that it was not given the class of: the only registry.
 _NAMESPACES = ("linax_like", "linax_like.training", "linax_like.tasks")
 
 Config = TypeVar("Config", bound="AbstractConfig")
+Classes = Mapping[str, type["AbstractConfig"]]  # by name
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class AbstractConfig:
                     f"`{cls.__name__}` has no field `{name}`. {_suggest(name, list(hints))}"
                 )
         for name, value in (dict(zip(hints, args, strict=False)) | kwargs).items():
-            if not _fits(value, hints[name]):
-                described = _describe(hints[name])
+            if not fits(value, hints[name]):
+                described = describe(hints[name])
                 raise ValueError(
                     f"`{cls.__name__}.{name}` must be {described}. Received {value!r}."
                 )
@@ -49,25 +51,33 @@ class AbstractConfig:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
     @classmethod
-    def from_dict(cls: type[Config], data: Mapping[str, Any]) -> Config:
+    def from_dict(
+        cls: type[Config],
+        data: Mapping[str, Any],
+        classes: Iterable[type["AbstractConfig"]] = (),
+    ) -> Config:
         """The inverse of `to_dict`.
+
+        - `classes`: configs of your own that may be in it.
 
         **Raises:** `ValueError` that names the place, the wrong key, type or value, and what is valid.
         """
-        config = _decode(data, cls, cls.__name__)
+        config = _decode(data, cls, cls.__name__, {known.__name__: known for known in classes})
         if not isinstance(config, cls):
             raise ValueError(f"Expected a `{cls.__name__}`. Received `{type(config).__name__}`.")
         return config
 
     @classmethod
-    def from_json(cls: type[Config], text: str) -> Config:
+    def from_json(
+        cls: type[Config], text: str, classes: Iterable[type["AbstractConfig"]] = ()
+    ) -> Config:
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"This is not the JSON of a `{cls.__name__}`: {error}.") from None
         if not isinstance(data, dict):
             raise ValueError(f"This is not the JSON of a `{cls.__name__}`: {text.strip():.40}")
-        return cls.from_dict(data)
+        return cls.from_dict(data, classes)
 
     def updated(self: Config, path: str, value: Any) -> Config:
         """A copy in which the field at a dotted path, such as `stack.groups.0.1`, has another value."""
@@ -77,7 +87,17 @@ class AbstractConfig:
         for name in parents:
             node = node[_index(node, name, path)]
         node[_index(node, last, path)] = _encode(value)
-        return type(self).from_dict(data)
+        return type(self).from_dict(data, classes_in(self))
+
+
+def classes_in(value: Any) -> set[type[AbstractConfig]]:
+    """The types of a config and of all in it."""
+    if isinstance(value, tuple):
+        return set().union(*map(classes_in, value))
+    if not isinstance(value, AbstractConfig):
+        return set()
+    fields = (getattr(value, field.name) for field in dataclasses.fields(value))
+    return classes_in(tuple(fields)) | {type(value)}
 
 
 def require(condition: bool, config: AbstractConfig, field: str, law: str) -> None:
@@ -110,24 +130,26 @@ def _encode(value: Any) -> Any:
     return value
 
 
-def _decode(value: Any, hint: Any, where: str) -> Any:
+def _decode(value: Any, hint: Any, where: str, known: Classes) -> Any:
     """Rebuilds a field's value, and checks it against the field's annotation."""
     if isinstance(value, Mapping):
-        return _decode_config(value, hint, where)
+        return _decode_config(value, hint, where, known)
     if isinstance(value, list | tuple):
-        return _decode_tuple(tuple(value), hint, where)
-    if not _fits(value, hint):
-        raise ValueError(f"`{where}` must be {_describe(hint)}. Received {value!r}.")
+        return _decode_tuple(tuple(value), hint, where, known)
+    if not fits(value, hint):
+        raise ValueError(f"`{where}` must be {describe(hint)}. Received {value!r}.")
     return value
 
 
-def _decode_config(data: Mapping[str, Any], hint: Any, where: str) -> AbstractConfig:
+def _decode_config(
+    data: Mapping[str, Any], hint: Any, where: str, known: Classes
+) -> AbstractConfig:
     if "type" not in data:
         raise ValueError(f"`{where}` lacks its `type`, the class name of a config.")
-    cls = _find_class(data["type"], where)
-    expected = [h for h in _alternatives(hint) if isinstance(h, type)]
+    cls = _find_class(data["type"], where, known)
+    expected = [h for h in alternatives(hint) if isinstance(h, type)]
     if expected and not issubclass(cls, tuple(expected)):
-        raise ValueError(f"`{where}` must be {_describe(hint)}. Received a `{cls.__name__}`.")
+        raise ValueError(f"`{where}` must be {describe(hint)}. Received a `{cls.__name__}`.")
     hints = _hints(cls)
     fields = {}
     for key, value in data.items():
@@ -135,7 +157,7 @@ def _decode_config(data: Mapping[str, Any], hint: Any, where: str) -> AbstractCo
             continue
         if key not in hints:
             raise ValueError(f"`{where}` has no field `{key}`. {_suggest(key, list(hints))}")
-        fields[key] = _decode(value, hints[key], f"{where}.{key}")
+        fields[key] = _decode(value, hints[key], f"{where}.{key}", known)
     missing = [
         f.name
         for f in dataclasses.fields(cls)
@@ -148,21 +170,26 @@ def _decode_config(data: Mapping[str, Any], hint: Any, where: str) -> AbstractCo
     return cls(**fields)
 
 
-def _decode_tuple(values: tuple, hint: Any, where: str) -> tuple:
-    for alternative in _alternatives(hint):
-        hints = _item_hints(alternative, len(values))
+def _decode_tuple(values: tuple, hint: Any, where: str, known: Classes) -> tuple:
+    for alternative in alternatives(hint):
+        hints = item_hints(alternative, len(values))
         if hints is not None:
             items = zip(values, hints, strict=True)
-            return tuple(_decode(v, h, f"{where}.{i}") for i, (v, h) in enumerate(items))
-    raise ValueError(f"`{where}` must be {_describe(hint)}. Received {list(values)!r}.")
+            return tuple(_decode(v, h, f"{where}.{i}", known) for i, (v, h) in enumerate(items))
+    raise ValueError(f"`{where}` must be {describe(hint)}. Received {list(values)!r}.")
 
 
-def _find_class(name: Any, where: str) -> type[AbstractConfig]:
+def _find_class(name: Any, where: str, known: Classes) -> type[AbstractConfig]:
+    if name in known:
+        return known[name]
     for namespace in _NAMESPACES:
         cls = getattr(importlib.import_module(namespace), str(name), None)
         if isinstance(cls, type) and issubclass(cls, AbstractConfig):
             return cls
-    raise ValueError(f"`{where}` has the type {name!r}, which is not a config of linax_like.")
+    raise ValueError(
+        f"`{where}` has the type {name!r}, which is not a config of linax_like. If it is your own, "
+        f"give the class: `classes=({name},)`."
+    )
 
 
 @functools.lru_cache
@@ -170,52 +197,6 @@ def _hints(cls: type[AbstractConfig]) -> dict[str, Any]:
     """The annotations of a config's fields, in their order."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-
-
-def _alternatives(hint: Any) -> tuple:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return typing.get_args(hint)
-    return (hint,)
-
-
-def _item_hints(hint: Any, length: int) -> tuple | None:
-    """The annotations of the items of a tuple; None if a tuple that long does not fit `hint`."""
-    if typing.get_origin(hint) is not tuple:
-        return None
-    hints = typing.get_args(hint)
-    if len(hints) == 2 and hints[1] is Ellipsis:
-        return (hints[0],) * length
-    return hints if len(hints) == length else None
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if hint is Any or hint is None:
-        return hint is Any or value is None
-    if typing.get_origin(hint) is Literal:
-        return value in typing.get_args(hint)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(_fits(value, h) for h in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        hints = _item_hints(hint, len(value)) if isinstance(value, tuple) else None
-        return hints is not None and all(map(_fits, value, hints))
-    if not isinstance(hint, type):
-        return True  # nothing that is known here
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
-
-
-def _describe(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
-    if hint is type(None):
-        return "null"
-    if isinstance(hint, type) and typing.get_origin(hint) is None:
-        article = "an" if hint.__name__[0] in "aeiouA" else "a"
-        return f"{article} {hint.__name__}"
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(_describe(h) for h in typing.get_args(hint))
-    return str(hint).replace("typing.", "")
 
 
 def _index(node: Any, name: str, path: str) -> str | int:

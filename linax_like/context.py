@@ -22,6 +22,8 @@ class SequenceContext(eqx.Module):
     - `mask`: False at padding. Padding has no influence, wherever it stands and whatever it holds.
     - `positions`: the place of a position in its document. By default counted, without padding.
     - `condition`: a vector that modulates the blocks (FiLM).
+    - `condition_tokens`, `condition_mask`: vectors that every position may read, such as those of a
+        text, and False where they are padding. Their order makes no difference.
     - `previous_segment_id`: the document of the last position before this chunk. A stack keeps it
         in its state; without it a chunk continues the document that its state comes from.
     - `axis_name`: the mesh axis over which time is split, inside `jax.shard_map`.
@@ -35,6 +37,8 @@ class SequenceContext(eqx.Module):
     mask: Bool[Array, "*time"] | None = None
     positions: Int[Array, "*time"] | None = None
     condition: Float[Array, " condition"] | None = None
+    condition_tokens: Float[Array, "tokens token_features"] | None = None
+    condition_mask: Bool[Array, " tokens"] | None = None
     previous_segment_id: Int[Array, ""] | None = None
     axis_name: str | None = eqx.field(static=True, default=None)
 

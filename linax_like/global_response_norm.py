@@ -68,3 +68,7 @@ class GlobalResponseNorm(eqx.Module):
         relative = response / (jnp.mean(response) + self.config.eps)
         y = wide + self.weight * relative * wide + self.bias
         return context.blank_padding(y.astype(x.dtype))
+
+    def flop_count(self, positions: int, inference: bool = False) -> int:
+        forward = 5 * positions * self.in_features
+        return forward if inference else 3 * forward

@@ -27,6 +27,9 @@ from .precision import upcast
 from .types import Signal
 
 
+Turns = tuple[Float[Array, "*time half"], Float[Array, "*time half"]]  # cosines and sines
+
+
 @dataclass(frozen=True)
 class AbstractRopeScalingConfig(AbstractConfig):
     """How the angles of rotary positions are slowed down for long sequences."""

@@ -34,7 +34,7 @@ from .types import Aux, no_aux
 Block = AbstractBlock | AbstractStreamsBlock
 BlockConfig = AbstractBlockConfig | AbstractStreamsBlockConfig
 Group = tuple[tuple[BlockConfig, ...], int]  # a pattern, and how often it is repeated
-Residual = PyTree[Float[Array, "*space features"]]  # an array, or by modality a dict of them
+Residual = PyTree[Float[Array, "..."]]  # (*space, features), or by modality a dict of such
 Context = Any  # a SequenceContext, or of several streams a StreamsContext
 
 _OUTPUTS = ("out_proj", "down_proj", "shared/down_proj")  # by which a mixer writes to the stream
@@ -127,6 +127,11 @@ class Stack(eqx.Module):
         return all(block.causal for group in self.groups for block in group)
 
     @property
+    def modalities(self) -> tuple[str, ...] | None:
+        """Those of the residual streams; None if there is one, which is an array."""
+        return _modalities(self.groups)
+
+    @property
     def uses(self) -> frozenset[str]:
         return frozenset().union(*(block.uses for group in self.groups for block in group))
 
@@ -156,7 +161,7 @@ class Stack(eqx.Module):
         for group, (_, repeats) in zip(self.groups, self.config.groups, strict=True):
             states = [init(block) for block in group]
             blocks.append(tuple(states if self._loops(repeats) else _unstack(states, repeats)))
-        modalities = _modalities(self.groups)
+        modalities = self.modalities
         cursor = start_cursor() if modalities is None else start_streams(modalities)
         return StackState(cursor, tuple(blocks))
 
@@ -164,7 +169,7 @@ class Stack(eqx.Module):
         self, state: StackState, x: Residual, *, context: Context | None = None
     ) -> tuple[StackState, Residual]:
         """Advances many positions at once."""
-        cursor, context = _advance(state.cursor, context, x)
+        cursor, context = _advance(self.modalities, state.cursor, context, x)
         method = lambda block, state, x: block.prefill(state, x, context=context)
         blocks, x = self._advance(method, state.blocks, x)
         return StackState(cursor, blocks), x
@@ -173,7 +178,7 @@ class Stack(eqx.Module):
         self, state: StackState, x: Residual, *, context: Context | None = None
     ) -> tuple[StackState, Residual]:
         """Advances one position."""
-        cursor, context = _advance_one(state.cursor, context, x)
+        cursor, context = _advance_one(self.modalities, state.cursor, context, x)
         method = lambda block, state, x: block.step(state, x, context=context)
         blocks, x = self._advance(method, state.blocks, x)
         return StackState(cursor, blocks), x
@@ -299,19 +304,19 @@ def _modalities(groups: tuple[tuple[Block, ...], ...]) -> tuple[str, ...] | None
     return found.pop()
 
 
-def _advance(cursor: Cursor | StreamsCursor, context: Context | None, x: Residual):
+def _advance(modalities, cursor: Cursor | StreamsCursor, context: Context | None, x: Residual):
     """The cursor after a chunk, and the context that the blocks get."""
     if isinstance(cursor, Cursor):
         return advance(cursor, context, len(x))
     sizes = {name: len(one) for name, one in x.items()}
-    return advance_streams(cursor, context, sizes)[0], context
+    return advance_streams(modalities, cursor, context, sizes)[0], context
 
 
-def _advance_one(cursor: Cursor | StreamsCursor, context: Context | None, x: Residual):
+def _advance_one(modalities, cursor: Cursor | StreamsCursor, context: Context | None, x: Residual):
     if isinstance(cursor, Cursor):
         return advance_one(cursor, context)
     chunk = None if context is None else context.lift()
-    return advance_streams(cursor, chunk, dict.fromkeys(x, 1))[0], context
+    return advance_streams(modalities, cursor, chunk, dict.fromkeys(x, 1))[0], context
 
 
 def _split(key: PRNGKeyArray | None, count: int) -> Sequence[PRNGKeyArray | None]:

@@ -19,7 +19,6 @@ from .ops.compact import Permutation, permute
 
 Streams = dict[str, Float[Array, "_ features"]]  # by modality; one that is left out is empty
 Frames = dict[str, Float[Array, " features"]]  # the next position, of the one modality it has
-Turns = tuple[Float[Array, "*time half"], Float[Array, "*time half"]]  # cosines and sines
 
 Counting = Literal["restart", "continue"]
 
@@ -41,11 +40,11 @@ class StreamsContext(eqx.Module):
 
     streams: dict[str, SequenceContext] = eqx.field(default_factory=dict)
     places: dict[str, Int[Array, "*time"]] | None = None
-    rope: dict[str, Turns] = eqx.field(default_factory=dict)
+    rope: dict[str, tuple[Array, Array]] = eqx.field(default_factory=dict)
 
     def __check_init__(self):
         for name, context in self.streams.items():
-            for field in ("condition", "axis_name"):
+            for field in ("condition", "condition_tokens", "condition_mask", "axis_name"):
                 if getattr(context, field) is not None:
                     raise ValueError(
                         f"A stream cannot have `{field}` yet: leave it out of the context of "
@@ -133,6 +132,7 @@ def enter_streams(
 
 
 def advance_streams(
+    modalities: tuple[str, ...],
     cursor: StreamsCursor,
     context: StreamsContext | None,
     sizes: dict[str, int],
@@ -140,13 +140,14 @@ def advance_streams(
 ) -> tuple[StreamsCursor, Joint]:
     """The cursor after a chunk with so many positions of each modality, and their joint order.
 
+    - `modalities`: their order, which dicts lose under `jax.jit`.
     - `counting`: the positions of a modality count its own, or all of the document before them.
 
     **Raises:** `ValueError` if a field of the context fits no stream, or only some have it.
     """
     context = StreamsContext() if context is None else context
     _check_fields(context, sizes)
-    sizes = {name: sizes[name] for name in cursor.streams if name in sizes}
+    sizes = {name: sizes[name] for name in modalities if name in sizes}
     cursors, own = {}, {}
     for name, size in sizes.items():
         cursors[name], own[name] = advance(cursor.streams[name], context.of(name), size)

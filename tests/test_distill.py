@@ -1,5 +1,7 @@
 """Distilled convolutions: what is exact stays so, and what is not is measured."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 import linax_like as lx
-from linax_like.inference.distill import fit_exponentials
+from linax_like.inference.distill import _leading_directions, fit_exponentials
 
 
 KEY = jr.key(0, impl="rbg")
@@ -43,13 +45,22 @@ def test_a_sum_of_exponentials_is_recovered(real):
     np.testing.assert_allclose(got, kernel, atol=1e-5 * np.abs(kernel).max())
 
 
+def test_directions_are_those_of_the_hankel_matrix():
+    """Of a kernel that no small state could make, they hold as much of it as any."""
+    kernel = np.random.default_rng(1).normal(size=LENGTH)
+    hankel = kernel[np.add.outer(np.arange(51), np.arange(50))]
+    held = np.linalg.norm(_leading_directions(kernel, 6).T @ hankel)
+    assert held > 0.99 * np.linalg.norm(np.linalg.svd(hankel)[1][:6])
+
+
 def test_a_mixer_with_such_a_kernel_becomes_that_recurrence():
-    mixer = CONVOLUTION.build(2, KEY).materialize((LENGTH,))
-    kernel = np.stack([0.97 ** np.arange(LENGTH), 0.9 ** np.arange(LENGTH)], axis=1)
+    config = dataclasses.replace(CONVOLUTION, num_heads=2)
+    mixer = config.build(4, KEY).materialize((LENGTH,))
+    kernel = np.tile(np.array([0.97, 0.9]) ** np.arange(LENGTH)[:, None], 2)
     mixer = eqx.tree_at(lambda m: m.sampled.array, mixer, jnp.asarray(kernel, jnp.float32))
     distilled, errors = lx.distill(mixer, 4, LENGTH)
     assert max(errors[""]) < 1e-5
-    x = jr.normal(KEY, (LENGTH, 2))
+    x = jr.normal(KEY, (LENGTH, 4))
     np.testing.assert_allclose(distilled(x), mixer(x), atol=1e-5)
 
 
@@ -99,10 +110,26 @@ def test_a_distilled_model_decodes_what_it_reads(distilled):
     assert {leaf.shape[-2:] for leaf in jax.tree.leaves(state.blocks[0][0])} == {(4, 4)}
 
 
+def test_a_distilled_model_is_what_its_config_says_and_survives_its_folder(distilled, tmp_path):
+    model, _ = distilled
+    assert model.config.stack == model.stack.config
+    pattern, _ = model.config.stack.groups[0]
+    recurrence = lx.S4DSequenceMixerConfig(8, discretization="dirac")
+    assert pattern[0].sequence_mixer == recurrence
+    assert pattern[1].sequence_mixer.operator.recurrence == recurrence
+    lx.save_pretrained(model, tmp_path / "saved")
+    again = lx.load_pretrained(tmp_path / "saved")
+    assert jax.tree.structure(again) == jax.tree.structure(model)
+    assert jax.tree.all(jax.tree.map(np.array_equal, again, model))
+
+
 def test_bad_requests_say_why(model):
     with pytest.raises(ValueError, match="`length` of at least 18 lags to find 8 poles"):
         lx.distill(model, 8, 17)
+    with pytest.raises(ValueError, match=r"`recurrence` must be None, unless .* \('causal',\)"):
+        on_grid = lx.CKConvSequenceMixerConfig(("zero",))
+        lx.HyenaOperatorConfig(2, on_grid, recurrence=lx.S4DSequenceMixerConfig())
     with pytest.raises(ValueError, match="`state_dim` must be even"):
         lx.distill(model, 3, LENGTH)
     with pytest.raises(ValueError, match="`S5SequenceMixer` without a convolution to distill"):
-        lx.distill(lx.S5SequenceMixerConfig(4).build(4, KEY), 8, LENGTH)
+        lx.distill(lx.S5SequenceMixerConfig(4).build(4, KEY), 8, 18)

@@ -11,6 +11,8 @@ import pytest
 import linax_like as lx
 from linax_like.initializers import normal
 from linax_like.sequence_mixers.base import enter
+from linax_like.tasks import DigitsTaskConfig
+from linax_like.training.run import open_directory, read_config, RunConfig
 
 
 KEY = jr.key(0, impl="rbg")
@@ -27,6 +29,7 @@ def test_transformer():
     assert model.complexity == "O(L² · d + L · d²)"
     mixer = config.stack.layers[0].sequence_mixer
     assert mixer == lx.AttentionSequenceMixerConfig(num_heads=2, rope_base=10000.0)
+    assert config.embedding.positions == lx.SinusoidalPositionsConfig()
     assert lx.LanguageModelConfig.from_json(config.to_json()) == config
 
 
@@ -48,6 +51,8 @@ def test_kronecker_language_model():
     assert jnp.allclose(stepped, whole, atol=1e-5)
     assert model.complexity == "O(L^1.5 · d + L · d²)"
     assert config.embedding.positions == lx.LearnedPositionsConfig(20)
+    mixer = config.stack.layers[0].sequence_mixer
+    assert mixer == lx.KroneckerSequenceMixerConfig(20, rank=2)
 
 
 @dataclass(frozen=True)
@@ -115,10 +120,29 @@ def test_a_mixer_of_ones_own_needs_no_registration():
     ours = lx.LinearSequenceMixerConfig(9).build(16, jr.key(3))
     x, mixer = jr.normal(KEY, (9, 16)), LinearMixer(16, ours.weight)
     assert jnp.allclose(mixer(x), ours(x), atol=1e-6)
-    # A file names classes of linax_like alone: it cannot make a program import anything else.
-    text = config.to_json()
-    with pytest.raises(ValueError, match="LinearMixerConfig.* is not a config of linax_like"):
-        lx.LanguageModelConfig.from_json(text)
+
+
+def test_a_file_names_classes_of_linax_like_and_those_that_are_given(tmp_path):
+    """It cannot make a program import anything else."""
+    config = lx.presets.sequence_model(7, 16, 2, max_len=9, spatial_mixer=LinearMixerConfig)
+    model = config.build(KEY)
+    lx.save_pretrained(model, tmp_path / "saved")
+    remedy = r"LinearMixerConfig.* is not a config of linax_like.*classes=\(LinearMixerConfig,\)"
+    with pytest.raises(ValueError, match=remedy):
+        lx.load_pretrained(tmp_path / "saved")
+    again = lx.load_pretrained(tmp_path / "saved", classes=[LinearMixerConfig])
+    assert (
+        again.config
+        == config
+        == lx.LanguageModelConfig.from_json(config.to_json(), [LinearMixerConfig])
+    )
+    mixer = lambda model: next(model.stack.layers()).sequence_mixer
+    assert jnp.array_equal(mixer(again).weight, mixer(model).weight)
+    assert config.updated("stack.groups.0.1", 3).stack.layers == 3 * config.stack.layers[:1]
+    run = RunConfig(config, DigitsTaskConfig())
+    directory = open_directory(tmp_path / "run", run, resume=False)
+    assert open_directory(directory, run, resume=True) == directory
+    assert read_config(directory, [LinearMixerConfig]) == run
 
 
 @pytest.mark.parametrize(

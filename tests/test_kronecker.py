@@ -89,15 +89,18 @@ def test_documents_without_padding_are_each_times_the_matrix(config):
     assert_close(apply(mixer, x, context), expected, 1e-5)
 
 
-@pytest.mark.parametrize("cls", [lx.KroneckerSequenceMixerConfig, lx.LinearSequenceMixerConfig])
-def test_what_is_too_long_is_refused(cls):
+@pytest.mark.parametrize(
+    "cls, capacity", [(lx.KroneckerSequenceMixerConfig, 9), (lx.LinearSequenceMixerConfig, 7)]
+)
+def test_what_is_too_long_is_refused(cls, capacity):
+    """A state of Kronecker products holds whole blocks."""
     mixer = cls(9).build(2, KEY)
     x = jnp.ones((12, 2))
     for call in (lambda: mixer(x), lambda: mixer.init_state(10)):
         with pytest.raises(ValueError, match="max_length=9.*larger `max_length`"):
             call()
-    state, y = prefill(mixer, x)
-    assert np.isfinite(y).all(1).tolist() == 9 * [True] + 3 * [False]
+    state, y = eqx.filter_jit(mixer.prefill)(mixer.init_state(capacity), x[: capacity + 1])
+    assert np.isfinite(y).all(1).tolist() == capacity * [True] + [False]
     assert np.isnan(eqx.filter_jit(mixer.step)(state, x[0])[1]).all()
     padded = apply(mixer, x, lx.SequenceContext(mask=jnp.arange(12) < 10))
     assert np.isfinite(padded).all(1).tolist() == 9 * [True] + [False] + 2 * [True]

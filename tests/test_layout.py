@@ -18,15 +18,15 @@ ROOT = Path(linax_like.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # What a part may import stands in an earlier line.
 LAYERS = [
-    {"_version", "types", "complexity", "config", "files", "tokenizers"},
+    {"_version", "types", "complexity", "annotations", "config", "files", "tokenizers"},
     {"precision", "parameters", "initializers", "context", "streams", "ops"},
     {"norms", "positions"},
     {"global_response_norm", "grid_embedding", "grid_positions"},
     {"sequence_mixers", "channel_mixers", "encoders", "heads"},
     {"blocks"},
     {"stack"},
-    {"models", "paths"},
-    {"freezing", "low_rank"},
+    {"paths"},
+    {"models", "freezing", "low_rank"},
     {"tasks", "parallel", "interop"},
     {"training", "inference"},
     {"cli"},

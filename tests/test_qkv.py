@@ -240,7 +240,7 @@ def test_errors_name_the_mixer_and_the_remedy():
 
 
 def test_cross_attention_reads_real_tokens_only():
-    module = lx.CrossAttentionConfig(2, token_features=6).build(8, KEY)
+    module = lx.CrossAttentionConfig(2, token_features=6, max_tokens=5).build(8, KEY)
     tokens = jr.normal(KEY, (5, 6))
     mask = jnp.array([True, False, True, True, False])
     junk = jnp.where(mask[:, None], tokens, jnp.nan)
@@ -250,7 +250,7 @@ def test_cross_attention_reads_real_tokens_only():
     assert not call(module, IMAGE, junk, token_mask=mask & False).any()
     one = call(module, IMAGE, tokens[:1])
     assert_close(one, jnp.broadcast_to(one[0, 0], one.shape), "one token")
-    assert module.flop_count((3, 4), 5, inference=True) == 2 * (12 * 128 + 5 * 96) + 4 * 12 * 5 * 8
+    assert module.flop_count((3, 4), inference=True) == 2 * (12 * 128 + 5 * 96) + 4 * 12 * 5 * 8
     with raises_value_error("CrossAttention", "(tokens, 6)", "(12, 8)"):
         module(IMAGE, X)
     with raises_value_error("token_features", "positive"):

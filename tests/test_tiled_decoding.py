@@ -134,6 +134,9 @@ def test_models_that_cannot_be_tiled_say_why(tiled):
     circular = lx.CKConvSequenceMixerConfig(("circular",)).build(FEATURES, KEY)
     with pytest.raises(ValueError, match=r"boundary \('causal',\)"):
         lx.tiled_decoding(circular, 16)
+    kernel = lx.SIRENKernelConfig(8, film=lx.KernelFiLMConfig(3))
+    with pytest.raises(ValueError, match="no condition changes"):
+        lx.tiled_decoding(lx.CKConvSequenceMixerConfig(kernel=kernel).build(FEATURES, KEY), 16)
 
 
 # In models.
@@ -142,7 +145,8 @@ def test_models_that_cannot_be_tiled_say_why(tiled):
 @pytest.fixture(scope="module")
 def model():
     hyena = lx.QKVSequenceMixerConfig(lx.HyenaOperatorConfig(3, CONVOLUTION))
-    pattern = tuple(map(lx.ResidualBlockConfig, (hyena, lx.LRUSequenceMixerConfig(4))))
+    mixers = hyena, lx.LRUSequenceMixerConfig(4)
+    pattern = tuple(lx.ResidualBlockConfig(mixer, channel_mixer=None) for mixer in mixers)
     last = lx.ResidualBlockConfig(lx.QKVSequenceMixerConfig(CONVOLUTION))
     stack = lx.StackConfig(((pattern, 2), ((last,), 1)))
     return lx.LanguageModelConfig(17, 8, stack).build(KEY)
@@ -159,7 +163,13 @@ def test_every_convolution_of_a_model_is_tiled(model, tiled_model):
     assert sum(map(is_mixer, leaves)) == 5  # two of each Hyena, and the last
     tokens = jnp.arange(30) % 17
     np.testing.assert_allclose(tiled_model(tokens).logits, model(tokens).logits, atol=1e-5)
-    assert lx.named_arrays(tiled_model)["stack/2/channel_mixer/out_proj"].shape[0] == 8
+    assert lx.named_arrays(tiled_model)["stack/4/channel_mixer/out_proj"].shape[0] == 8
+
+
+def test_a_tiled_model_is_saved_as_it_was_before(tiled_model, tmp_path):
+    with pytest.raises(ValueError, match="as it was before `tiled_decoding`"):
+        lx.save_pretrained(tiled_model, tmp_path / "saved")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("draft", [False, True])
@@ -175,7 +185,8 @@ def test_generation_is_the_same_for_ragged_prompts(model, tiled_model, draft):
 
 
 def test_rows_in_step_share_a_tile_and_skip_the_others(tiled_model):
-    """A batched condition would become a choice between all tiles, each made at every token."""
+    """A batched condition would become a choice between all tiles, each made at every token; these are
+    conditionals, whose predicates are scalars."""
     generate = sys.modules["linax_like.inference.generate"]
     sampling = lx.inference.Sampling()
     setup = generate.Setup(tiled_model, None, 0, sampling, jnp.zeros((0,), jnp.int32))
@@ -185,3 +196,4 @@ def test_rows_in_step_share_a_tile_and_skip_the_others(tiled_model):
     text = generate._advance.lower(setup, rows, jnp.int32(1)).as_text()
     assert re.search(r"stablehlo.dynamic_update_slice.*tensor<8x64x8xf32>", text)
     assert not re.search(r"stablehlo.select.*tensor<8x64x8xf32>", text)
+    assert "stablehlo.case" in text

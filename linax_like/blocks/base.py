@@ -36,7 +36,7 @@ class AbstractBlock(eqx.Module):
     @property
     @abc.abstractmethod
     def uses(self) -> frozenset[str]:
-        """Which of the context's `positions`, `timesteps` and `condition` make a difference."""
+        """Which of the context's `positions`, `timesteps` and conditions make a difference."""
 
     @abc.abstractmethod
     def __call__(

@@ -23,6 +23,7 @@ from ..complexity import total
 from ..config import require
 from ..initializers import rescale, split
 from ..norms import AbstractNorm, AbstractNormConfig, RMSNormConfig
+from ..positions import AbstractRopeScalingConfig
 from ..sequence_mixers import (
     AbstractQKVOperatorConfig,
     AbstractSequenceMixerConfig,
@@ -36,6 +37,17 @@ from ..types import Aux, no_aux
 from .base import AbstractStreamsBlock, AbstractStreamsBlockConfig, mix_channels
 
 
+_ATTENTION = (
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "qk_norm",
+    "bidirectional",
+    "rope_base",
+    "rope_scaling",
+)
+
+
 @dataclass(frozen=True)
 class MoTBlockConfig(AbstractStreamsBlockConfig):
     """Attention, or another mixer, over all streams; norms and feed-forward layers for each.
@@ -43,7 +55,7 @@ class MoTBlockConfig(AbstractStreamsBlockConfig):
     - `modalities`: the streams that there may be, in the order in which they come.
     - `num_heads`, `num_kv_heads`, `head_dim`, `qk_norm`, `bidirectional`: as in `MoTAttentionConfig`.
     - `counting`: what positions count, as in `MoTAttentionConfig`.
-    - `rope_base`: base of attention's rotary positions; None leaves positions out.
+    - `rope_base`, `rope_scaling`: attention's rotary positions; a base of None leaves them out.
     - `shared`: what mixes the streams in place of attention: a QKV operator or any sequence mixer.
         Only without what concerns attention.
     - `channel_mixer`: the feed-forward layer of every modality.
@@ -60,16 +72,18 @@ class MoTBlockConfig(AbstractStreamsBlockConfig):
     bidirectional: tuple[str, ...] = ()
     counting: Literal["restart", "continue"] = "restart"
     rope_base: float | None = 10000.0
+    rope_scaling: AbstractRopeScalingConfig | None = None
     shared: AbstractQKVOperatorConfig | AbstractSequenceMixerConfig | None = None
     channel_mixer: AbstractChannelMixerConfig = SwiGLUConfig()
     norm: AbstractNormConfig = RMSNormConfig()
     start: Literal["identity", "random"] = "identity"
 
     def __post_init__(self):
-        for field in ("num_heads", "num_kv_heads", "head_dim", "qk_norm", "bidirectional"):
-            law = "left out beside `shared`, since it concerns attention"
-            require(self.shared is None or not getattr(self, field), self, field, law)
-        require(self.shared is None or self.rope_base == 10000.0, self, "rope_base", law)
+        if self.shared is not None:
+            for field in _ATTENTION:
+                law = "left out beside `shared`, since it concerns attention"
+                default = type(self).__dataclass_fields__[field].default
+                require(getattr(self, field) == default, self, field, law)
         _ = self.mixer  # which checks the rest
 
     @property
@@ -87,6 +101,7 @@ class MoTBlockConfig(AbstractStreamsBlockConfig):
             bidirectional=self.bidirectional,
             counting=self.counting,
             rope_base=self.rope_base,
+            rope_scaling=self.rope_scaling,
         )
 
     def build(self, in_features: int, key: PRNGKeyArray) -> "MoTBlock":

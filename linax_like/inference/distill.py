@@ -8,6 +8,7 @@ one position maps to each other (ESPRIT); they are pulled inside of the unit cir
 then a least-squares fit to all lags.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -18,8 +19,16 @@ import numpy as np
 from jaxtyping import PyTree
 from numpy.typing import NDArray
 
+from ..config import AbstractConfig
 from ..paths import array_places
-from ..sequence_mixers import CKConvSequenceMixer, S4DSequenceMixer, S4DSequenceMixerConfig
+from ..sequence_mixers import (
+    CKConvSequenceMixer,
+    CKConvSequenceMixerConfig,
+    HyenaOperatorConfig,
+    S4DSequenceMixer,
+    S4DSequenceMixerConfig,
+)
+from .configs import with_configs
 from .tiled import is_convolution
 
 
@@ -45,7 +54,8 @@ def distill(model: PyTree, state_dim: int, length: int) -> tuple[PyTree, dict[st
     """A model whose causal `CKConvSequenceMixer`s are recurrences, and what that changed.
 
     Each becomes an `S4DSequenceMixer`, whose step takes the same time wherever it is. This is an
-    approximation: the errors, by the public path of each convolution, say how good it is.
+    approximation: the errors, by the public path of each convolution, say how good it is. The model's
+    config tells of it, so that it can be trained further, and saved.
 
     - `state_dim`: size of a feature's state, conjugates included. Even.
     - `length`: the lags to which the kernels are fitted. Beyond, they decay as the poles do.
@@ -60,10 +70,12 @@ def distill(model: PyTree, state_dim: int, length: int) -> tuple[PyTree, dict[st
             f"poles. Received {length}."
         )
     errors: dict[str, KernelError] = {}
+    replaced: set[CKConvSequenceMixerConfig] = set()
 
     def convert(node: PyTree, places: PyTree) -> PyTree:
         if not is_convolution(node):
             return node
+        replaced.add(node.config)
         repeats = node.skip.shape[:-1]
         mixers = []
         for index, name in zip(np.ndindex(repeats), places.skip.names, strict=True):
@@ -82,7 +94,7 @@ def distill(model: PyTree, state_dim: int, length: int) -> tuple[PyTree, dict[st
             "needs a `CKConvSequenceMixer` with the boundary ('causal',) whose kernel no condition "
             "changes."
         )
-    return distilled, errors
+    return with_configs(distilled, lambda node: _distilled_config(node, replaced, config)), errors
 
 
 def fit_exponentials(kernel: Kernel, state_dim: int) -> tuple[Numbers, Numbers]:
@@ -97,13 +109,10 @@ def fit_exponentials(kernel: Kernel, state_dim: int) -> tuple[Numbers, Numbers]:
 
 
 def _fit(kernel: Kernel, poles: Numbers, count: int) -> tuple[Numbers, Numbers]:
-    """The poles that matter most, so many, and their residues; of fewer some do nothing."""
-    residues = _residues(kernel, poles)
-    energy = np.linalg.norm(residues * _powers(poles, len(kernel)), axis=0)
+    """The poles that matter most, so many, and their residues."""
+    energy = np.linalg.norm(_residues(kernel, poles) * _powers(poles, len(kernel)), axis=0)
     poles = poles[np.argsort(-energy)[:count]]
-    missing = (0, count - len(poles))
-    residues = np.pad(_residues(kernel, poles), missing)
-    return np.pad(poles, missing, constant_values=0.5), residues
+    return poles, _residues(kernel, poles)
 
 
 def _distill_one(
@@ -111,11 +120,9 @@ def _distill_one(
 ) -> tuple[S4DSequenceMixer, KernelError]:
     sampled = mixer.materialize((length,)).sampled
     assert sampled is not None
-    kernel = np.asarray(sampled.value, np.float64)
-    fits = [
-        fit_exponentials(kernel[:, feature], config.state_dim)
-        for feature in range(kernel.shape[1])
-    ]
+    kernel, heads = np.asarray(sampled.value, np.float64), mixer.config.num_heads
+    channels = kernel.shape[1] // heads  # every head has the same kernels
+    fits = [fit_exponentials(kernel[:, i], config.state_dim) for i in range(channels)] * heads
     poles, residues = (np.stack(values) for values in zip(*fits, strict=True))
     logs = np.log(poles)
     values: tuple[Any, ...] = (
@@ -131,6 +138,16 @@ def _distill_one(
     return distilled, _error(np.asarray(distilled.kernel(length), np.float64).T, kernel)
 
 
+def _distilled_config(
+    config: AbstractConfig,
+    replaced: set[CKConvSequenceMixerConfig],
+    recurrence: S4DSequenceMixerConfig,
+) -> AbstractConfig | None:
+    if isinstance(config, HyenaOperatorConfig) and config.convolution in replaced:
+        return dataclasses.replace(config, recurrence=recurrence)
+    return recurrence if config in replaced else None
+
+
 def _error(got: Kernel, kernel: Kernel) -> KernelError:
     ratio = lambda size: size(got - kernel) / np.maximum(size(kernel), np.finfo(np.float64).tiny)
     norms = ratio(lambda values: np.linalg.norm(values, axis=0))
@@ -139,7 +156,7 @@ def _error(got: Kernel, kernel: Kernel) -> KernelError:
 
 
 def _poles(kernel: Kernel, count: int) -> Numbers:
-    """At most `count`, conjugates included, of which those in the upper half plane are returned."""
+    """So many, conjugates included, of which those in the upper half plane are returned."""
     directions = _leading_directions(kernel, count)
     shift = np.linalg.lstsq(directions[:-1], directions[1:])[0]
     poles = np.linalg.eigvals(shift).astype(np.complex128)
@@ -164,9 +181,8 @@ def _leading_directions(kernel: Kernel, count: int) -> Kernel:
         basis = np.linalg.qr(product(sketch, rows))[0]
         sketch = np.linalg.qr(product(basis, columns))[0]
     basis = np.linalg.qr(product(sketch, rows))[0]
-    inner, strength, _ = np.linalg.svd(product(basis, columns).T, full_matrices=False)
-    kept = strength[:count] > 1e-10 * strength[0]
-    return basis @ inner[:, :count][:, kept]
+    inner = np.linalg.svd(product(basis, columns).T, full_matrices=False)[0]
+    return basis @ inner[:, :count]
 
 
 def _residues(kernel: Kernel, poles: Numbers) -> Numbers:

@@ -11,10 +11,10 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
-from ..models import LanguageModel
+from ..models import AbstractLanguageModel, MixtureOfTransformers, StreamLanguageModel
 from ..types import Token
-from .requests import check_models, check_options, Prompt, read_prompts
-from .rows import open_row, Row, Setup, step_row
+from .requests import check_models, check_options, check_prefix, Prompt, read_prompts
+from .rows import open_row, Prefix, Row, Setup, step_row
 from .sampling import Sampling
 from .speculative import speculate_row
 
@@ -33,7 +33,7 @@ class Generation(NamedTuple):
 
 
 def generate(
-    model: LanguageModel,
+    model: AbstractLanguageModel | MixtureOfTransformers,
     prompts: Prompt | Sequence[Prompt],
     length: int,
     key: PRNGKeyArray,
@@ -45,15 +45,19 @@ def generate(
     repetition_penalty: float = 1.0,
     stop_tokens: Sequence[int] = (),
     padding: int = 0,
-    draft: LanguageModel | None = None,
+    prefix: Prefix | None = None,
+    draft: AbstractLanguageModel | None = None,
     draft_length: int = 4,
     callback: Callable[[int, np.ndarray], None] | None = None,
 ) -> Generation:
     """Continues one prompt, or several of any lengths, by at most `length` tokens each.
 
+    - `model`: a `LanguageModel`; or a `MixtureOfTransformers`, whose one stream of tokens is continued.
     - `prompts`: the tokens of one prompt, or a sequence of such.
     - `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`: as in `Sampling`.
     - `stop_tokens`: a row ends with the first of these, and is filled up with `padding`.
+    - `prefix`: of a mixture of transformers, the raw streams of other modalities that are read before
+        the prompts, each with an axis of the prompts first.
     - `draft`: a smaller model that proposes `draft_length` tokens at a time, which the model then
         reads at once (speculative decoding). The distribution stays the model's.
     - `callback`: called with the index of a row and its new tokens, in order and as they come. The
@@ -66,7 +70,10 @@ def generate(
     **Raises:** `ValueError` if a prompt is empty or holds a token that the model does not know, if an
     option is out of its range, or if a model is not causal.
     """
+    if isinstance(model, MixtureOfTransformers):
+        model = StreamLanguageModel.of(model)
     rows, single = read_prompts(prompts)
+    check_prefix(model, prefix, len(rows))
     check_models(model, draft, rows, (*stop_tokens, padding))
     check_options(length, temperature, top_k, top_p, min_p, repetition_penalty, draft_length)
     number = lambda value: None if value is None else jnp.float32(value)
@@ -78,7 +85,8 @@ def generate(
         Sampling(penalty, jnp.float32(temperature), top_k, number(top_p), number(min_p)),
         jnp.asarray(tuple(stop_tokens), jnp.int32),
     )
-    state = _open(setup, _row_keys(key, len(rows)), *_align(rows), length, jnp.int32(padding))
+    keys, (tokens, mask) = _row_keys(key, len(rows)), _align(rows)
+    state = _open(setup, keys, tokens, mask, prefix, length, jnp.int32(padding))
     if callback is None:
         state = _advance(setup, state, jnp.int32(length))
     else:
@@ -93,11 +101,14 @@ def _open(
     keys: Key[Array, " rows"],
     prompts: Int[Array, "rows time"],
     mask: Bool[Array, "rows time"] | None,
+    prefix: Prefix | None,
     length: int,
     padding: Token,
 ) -> Row:
-    start = lambda key, prompt, mask: open_row(setup, key, prompt, mask, length, padding)
-    return jax.vmap(start)(keys, prompts, mask)
+    def start(key, prompt, mask, prefix):
+        return open_row(setup, key, prompt, mask, prefix, length, padding)
+
+    return jax.vmap(start)(keys, prompts, mask, prefix)
 
 
 @eqx.filter_jit

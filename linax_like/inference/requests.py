@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 import jax
 import numpy as np
 
-from ..models import LanguageModel
+from ..models import AbstractLanguageModel, StreamLanguageModel
+from .rows import Prefix
 
 
 Prompt = np.ndarray | jax.Array | Sequence[int]
@@ -34,13 +35,13 @@ def read_prompts(prompts: Prompt | Sequence[Prompt]) -> tuple[list[np.ndarray], 
 
 
 def check_models(
-    model: LanguageModel,
-    draft: LanguageModel | None,
+    model: AbstractLanguageModel,
+    draft: AbstractLanguageModel | None,
     prompts: list[np.ndarray],
     other_tokens: Iterable[int],
 ) -> None:
     """Checks that the model can continue these prompts, and the draft can propose to it."""
-    vocabulary = model.config.vocab_size
+    vocabulary = model.vocab_size
     tokens = np.concatenate([*prompts, np.asarray(tuple(other_tokens), int)])
     outside = tokens[(tokens < 0) | (tokens >= vocabulary)]
     if outside.size > 0:
@@ -48,15 +49,32 @@ def check_models(
             f"`generate` was given the token {outside[0]}, but this model knows the tokens 0 to "
             f"{vocabulary - 1}."
         )
-    if draft is not None and draft.config.vocab_size != vocabulary:
+    if draft is not None and draft.vocab_size != vocabulary:
         raise ValueError(
-            f"`draft` knows {draft.config.vocab_size} tokens and the model {vocabulary}: both must "
+            f"`draft` knows {draft.vocab_size} tokens and the model {vocabulary}: both must "
             "have one vocabulary."
         )
     for name, one in (("a causal model", model), ("a causal `draft`", draft)):
-        if one is not None and not one.stack.causal:
+        if one is not None and not one.causal:
             raise ValueError(
                 f"`generate` needs {name}, but one of its sequence mixers is not causal."
+            )
+
+
+def check_prefix(model: AbstractLanguageModel, prefix: Prefix | None, rows: int) -> None:
+    """Checks that the model reads other streams, and that each prompt has its own."""
+    if prefix is None:
+        return
+    if not isinstance(model, StreamLanguageModel):
+        raise ValueError(
+            f"`prefix` holds streams of other modalities, but a `{type(model).__name__}` reads only "
+            "tokens: put them in front of the prompts."
+        )
+    for name, stream in prefix.items():
+        if len(stream) != rows:
+            raise ValueError(
+                f"`prefix[{name!r}]` must have an axis of the {rows} prompts first. Received "
+                f"{stream.shape}."
             )
 
 

@@ -8,10 +8,13 @@ from jax.nn import logsumexp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..context import SequenceContext
-from ..models import LanguageModel
+from ..models import AbstractLanguageModel, StreamLanguageModel
 from ..stack import StackState
 from ..types import Mask, Token, Tokens
 from .sampling import adjust, draw, Logits, Sampling, Seen
+
+
+Prefix = dict[str, Array]  # raw streams of other modalities
 
 
 class Setup(NamedTuple):
@@ -21,8 +24,8 @@ class Setup(NamedTuple):
     - `stop_tokens`: a row ends with the first of these.
     """
 
-    model: LanguageModel
-    draft: LanguageModel | None
+    model: AbstractLanguageModel
+    draft: AbstractLanguageModel | None
     draft_length: int
     sampling: Sampling
     stop_tokens: Int[Array, " stops"]
@@ -48,18 +51,24 @@ class Row(NamedTuple):
 
 
 def open_row(
-    setup: Setup, key: PRNGKeyArray, prompt: Tokens, mask: Mask | None, length: int, padding: Token
+    setup: Setup,
+    key: PRNGKeyArray,
+    prompt: Tokens,
+    mask: Mask | None,
+    prefix: Prefix | None,
+    length: int,
+    padding: Token,
 ) -> Row:
-    """Reads a prompt and draws the first token."""
+    """Reads a prompt, after what comes before it, and draws the first token."""
     context = SequenceContext(mask=mask)
     # A draft may run ahead of a row's end, and once more after it has ended.
     capacity = len(prompt) + length + 2 * (setup.draft_length + 1)
     state, output = setup.model.prefill(
-        setup.model.init_state(capacity), prompt, context=context, num_last_tokens=1
+        _start(setup.model, prefix, capacity), prompt, context=context, num_last_tokens=1
     )
     draft_state = None
     if setup.draft is not None:
-        draft_state = setup.draft.init_state(capacity)
+        draft_state = _start(setup.draft, prefix, capacity)
         draft_state, _ = setup.draft.prefill(draft_state, prompt, context=context)
     logits = known(setup.model, output.logits[-1])
     seen = None
@@ -122,6 +131,13 @@ def record(
     )
 
 
-def known(model: LanguageModel, logits: Float[Array, "*time vocabulary"]) -> Array:
+def known(model: AbstractLanguageModel, logits: Float[Array, "*time vocabulary"]) -> Array:
     """The logits of the tokens that there are: a vocabulary may be padded."""
-    return logits[..., : model.config.vocab_size]
+    return logits[..., : model.vocab_size]
+
+
+def _start(model: AbstractLanguageModel, prefix: Prefix | None, capacity: int) -> StackState:
+    """The state before a prompt. What only reads tokens does not see what else there is."""
+    if prefix is None or not isinstance(model, StreamLanguageModel):
+        return model.init_state(capacity)
+    return model.start_after(prefix, capacity)

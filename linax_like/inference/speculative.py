@@ -15,7 +15,7 @@ import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..context import SequenceContext
-from ..models import LanguageModel
+from ..models import AbstractLanguageModel
 from ..stack import StackState
 from .rows import known, record, Row, Setup
 from .sampling import adjust, draw
@@ -43,7 +43,7 @@ def speculate_row(setup: Setup, row: Row) -> Row:
 
 
 def _propose(
-    setup: Setup, draft: LanguageModel, state: StackState, row: Row, key: PRNGKeyArray
+    setup: Setup, draft: AbstractLanguageModel, state: StackState, row: Row, key: PRNGKeyArray
 ) -> tuple[
     Int[Array, " k"], Float[Array, "k vocabulary"], Bool[Array, "k_and_one vocabulary"] | None
 ]:

@@ -1,10 +1,15 @@
-"""What the models share: checks at the edge, where a user's arrays come in."""
+"""What the models share: checks at the edge, where a user's arrays come in, and what generates text."""
 
+import abc
 from typing import Literal
 
 import equinox as eqx
+from jax.typing import DTypeLike
 
 from ..context import SequenceContext
+from ..heads import Logits
+from ..stack import StackState
+from ..types import Token, Tokens
 
 
 Dtype = Literal["float32", "bfloat16"]
@@ -21,10 +26,45 @@ def open_context(
     if length == 0:
         raise ValueError(f"`{name}` was given an empty sequence: it needs at least one position.")
     context = SequenceContext() if context is None else context
-    for field in ("positions", "timesteps", "condition"):
+    for field in ("positions", "timesteps", "condition", "condition_tokens", "condition_mask"):
         if getattr(context, field) is not None and field not in uses:
             raise ValueError(
                 f"`{name}` was given `context.{field}`, but none of its layers uses it. Leave it out, "
                 "or build the model with a layer that does."
             )
     return context
+
+
+class AbstractLanguageModel(eqx.Module):
+    """What can continue a sequence of tokens."""
+
+    @property
+    @abc.abstractmethod
+    def vocab_size(self) -> int:
+        """How many tokens it knows; logits beyond are of none."""
+
+    @property
+    @abc.abstractmethod
+    def causal(self) -> bool:
+        """Whether no output depends on a later token."""
+
+    @abc.abstractmethod
+    def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> StackState:
+        """The state before the first token of at most `max_length`."""
+
+    @abc.abstractmethod
+    def prefill(
+        self,
+        state: StackState,
+        tokens: Tokens,
+        *,
+        context: SequenceContext | None = None,
+        num_last_tokens: int | None = None,
+    ) -> tuple[StackState, Logits]:
+        """Reads many tokens at once; `num_last_tokens` leaves out the logits of those before."""
+
+    @abc.abstractmethod
+    def step(
+        self, state: StackState, token: Token, *, context: SequenceContext | None = None
+    ) -> tuple[StackState, Logits]:
+        """Reads one token."""

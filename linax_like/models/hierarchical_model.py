@@ -122,4 +122,4 @@ class HierarchicalModel(eqx.Module):
                 pairs = zip(spatial_dims, self.config.merging.factor, strict=True)
                 spatial_dims = tuple(-(-size // factor) for size, factor in pairs)
             count += stage.flop_count(spatial_dims, inference)
-        return count
+        return count + self.head.flop_count(spatial_dims, inference)

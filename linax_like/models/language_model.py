@@ -16,7 +16,7 @@ from ..initializers import split
 from ..ops.cross_entropy import SummedLoss
 from ..stack import Stack, StackConfig, StackState
 from ..types import Aux, no_aux, Signal, Token, Tokens
-from .base import Dtype, open_context
+from .base import AbstractLanguageModel, Dtype, open_context
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LanguageModelConfig(AbstractConfig):
         return LanguageModel(self, key)
 
 
-class LanguageModel(eqx.Module):
+class LanguageModel(AbstractLanguageModel):
     """Maps one sequence of tokens to logits for each position's next token."""
 
     config: LanguageModelConfig = eqx.field(static=True)
@@ -67,6 +67,14 @@ class LanguageModel(eqx.Module):
         self.embedding = cfg.embedding.build(rows, cfg.features, embedding_key)
         self.stack = cfg.stack.build(cfg.features, stack_key)
         self.head = cfg.head.build(cfg.features, rows, head_key)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def causal(self) -> bool:
+        return self.stack.causal
 
     def __call__(
         self,

@@ -13,6 +13,7 @@ from ..stack import StackConfig
 from .flat import sequence_model as sequence_model
 from .hybrid import hybrid_language_model as hybrid_language_model
 from .language_model import LanguageModelConfig
+from .mixture_preset import mixture_of_transformers as mixture_of_transformers
 from .sequence_model import SequenceModelConfig
 from .vision_presets import (
     field_model as field_model,

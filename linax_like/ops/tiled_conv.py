@@ -73,11 +73,12 @@ def _send(pending: Line, recent: Line, count: Int[Array, ""], kernel: Kernel) ->
         size = _SMALLEST
         while size < len(recent):
             send = partial(_send_tile, size, recent, count, kernel)
-            pending = _once((count & -count) == size, send, pending)
+            pending = jax.lax.cond((count & -count) == size, send, _leave, pending)
             size *= 2
         return pending
 
-    return _once((count % _SMALLEST == 0) & (count < len(recent)), largest, pending)
+    due = (count % _SMALLEST == 0) & (count < len(recent))
+    return jax.lax.cond(due, largest, _leave, pending)
 
 
 _send_for_all = jax.custom_batching.custom_vmap(_send)
@@ -123,7 +124,11 @@ def _rows(x: Array, start: Int[Array, ""], size: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, start, size, axis=0)
 
 
+def _leave(line: Array) -> Array:
+    return line
+
+
 def _once(condition: Bool[Array, ""], update: Callable[[Array], Array], line: Array) -> Array:
-    """`update(line)` on a condition, in place: a `jax.lax.cond` would copy the line."""
+    """`update(line)` on a condition, in place: around others a `jax.lax.cond` would copy the line."""
     step = lambda carry: (jnp.zeros_like(condition), update(carry[1]))
     return jax.lax.while_loop(lambda carry: carry[0], step, (condition, line))[1]

@@ -22,7 +22,7 @@ from ..config import require, require_choice, require_positive
 from ..context import SequenceContext
 from ..initializers import constant, linear_weight, split
 from ..norms import RMSNorm, RMSNormConfig
-from ..positions import AbstractRopeScalingConfig, rope
+from ..positions import AbstractRopeScalingConfig, rope, turn, Turns
 from ..precision import linear
 from ..types import Frame, Signal
 from .attention_core import AttentionCore, AttentionState
@@ -154,8 +154,8 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         refuse_axis_name(self, context)
         if len(x) == 0:
             return x
-        q, k, v = self._project(x, context.positions_from(jnp.zeros((), jnp.int32), len(x)))
-        return context.blank_padding(self._readout(self._core(q, k, v, context), x))
+        q, k, v = self.project(x, context.positions_from(jnp.zeros((), jnp.int32), len(x)))
+        return context.blank_padding(self.read_out(self._core(q, k, v, context), x))
 
     def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> AttentionState:
         require_causal(self, "build it with `causal=True`")
@@ -167,9 +167,9 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         require_causal(self, "build it with `causal=True`")
         x, context = enter(self, x, context)
         refuse_axis_name(self, context)
-        q, k, v = self._project(x, context.positions_from(state.length, len(x)))
+        q, k, v = self.project(x, context.positions_from(state.length, len(x)))
         state, y = self._core.prefill(state, q, k, v, context)
-        return state, context.blank_padding(self._readout(y, x))
+        return state, context.blank_padding(self.read_out(y, x))
 
     def step(
         self, state: AttentionState, x: Frame, *, context: SequenceContext | None = None
@@ -178,9 +178,9 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         x, context = enter(self, x, context)
         refuse_axis_name(self, context)
         length = context.forget(state).length
-        q, k, v = self._project(x, length if context.positions is None else context.positions)
+        q, k, v = self.project(x, length if context.positions is None else context.positions)
         state, y = self._core.step(state, q, k, v, context)
-        return state, context.blank_padding(self._readout(y, x))
+        return state, context.blank_padding(self.read_out(y, x))
 
     @property
     def complexity(self) -> str:
@@ -198,18 +198,26 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
     def _core(self) -> AttentionCore:
         return AttentionCore(self.config.causal, self.config.window, self.config.soft_cap)
 
-    def _project(
-        self, x: Float[Array, "*time features"], positions: Int[Array, "*time"]
+    def project(
+        self,
+        x: Float[Array, "*time features"],
+        positions: Int[Array, "*time"],
+        turns: Turns | None = None,
     ) -> tuple[Array, Array, Array]:
-        """Queries, keys and values, each `(*time, heads, head)`."""
+        """Queries, keys and values, each `(*time, heads, head)`.
+
+        - `turns`: what RoPE turns by; by default what the positions say.
+        """
         q = self._heads(linear(x, self.q_proj, self.q_bias), self.q_norm)
         k = self._heads(linear(x, self.k_proj, self.k_bias), self.k_norm)
         v = self._heads(linear(x, self.v_proj, self.v_bias), None)
         cfg = self.config
-        if cfg.rope_base is not None:
+        if turns is not None:
+            q, k = turn(q, *turns), turn(k, *turns)
+        elif cfg.rope_base is not None:
             size = _rotary_dim(cfg, self.head_dim)
-            turn = partial(rope, base=cfg.rope_base, rotary_dim=size, scaling=cfg.rope_scaling)
-            q, k = turn(q, positions), turn(k, positions)
+            rotate = partial(rope, base=cfg.rope_base, rotary_dim=size, scaling=cfg.rope_scaling)
+            q, k = rotate(q, positions), rotate(k, positions)
         return q, k, v
 
     def _heads(
@@ -219,9 +227,10 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         x = split_heads(x, x.shape[-1] // self.head_dim)
         return norm(x) if norm is not None and self.config.norm_over == "head" else x
 
-    def _readout(
+    def read_out(
         self, y: Float[Array, "*time heads head"], x: Float[Array, "*time features"]
     ) -> Float[Array, "*time features"]:
+        """What the heads read, as features; `x` is the input, on which a gate depends."""
         y = join_heads(y)
         if self.gate_proj is not None:
             y = y * jax.nn.sigmoid(linear(x, self.gate_proj, self.gate_bias))

@@ -28,21 +28,25 @@ class CrossAttentionConfig(AbstractConfig):
     - `num_heads`: by default heads of 64 features, or the largest smaller power of two that divides
         the width.
     - `token_features`: width of the tokens; by default that of the positions which read them.
+    - `max_tokens`: the most there are, padding included. More are an error, and work is counted for
+        so many.
     """
 
     num_heads: int | None = None
     token_features: int | None = None
+    max_tokens: int = 128
 
     def __post_init__(self):
         optional = ("num_heads", "token_features")
-        require_positive(self, *(name for name in optional if getattr(self, name) is not None))
+        given = [name for name in optional if getattr(self, name) is not None]
+        require_positive(self, "max_tokens", *given)
 
     def build(self, in_features: int, key: PRNGKeyArray) -> "CrossAttention":
         return CrossAttention(in_features, self, key)
 
 
 class CrossAttention(eqx.Module):
-    """Positions of a sequence or a grid read from tokens.
+    """Positions of a sequence or a grid, or a single one, read from tokens.
 
     Of a single token every position reads the same; of none, or only padding, zeros.
     """
@@ -79,11 +83,16 @@ class CrossAttention(eqx.Module):
         - `token_mask`: False where a token is padding.
         """
         widths = self.in_features, self.token_features
-        if x.ndim < 2 or tokens.ndim != 2 or (x.shape[-1], tokens.shape[-1]) != widths:
+        if tokens.ndim != 2 or (x.shape[-1], tokens.shape[-1]) != widths:
             raise ValueError(
                 f"`CrossAttention` takes one example of shape (*space, {self.in_features}) and "
                 f"tokens of shape (tokens, {self.token_features}). Received {x.shape} and "
                 f"{tokens.shape}. Use `jax.vmap` for a batch, and `tokens[None]` for one vector."
+            )
+        if len(tokens) > self.config.max_tokens:
+            raise ValueError(
+                f"`CrossAttentionConfig(max_tokens={self.config.max_tokens})` was given "
+                f"{len(tokens)} tokens. Build it for as many as there may be."
             )
         context = SequenceContext() if context is None else context
         x, tokens = context.blank_padding(x), tokens.astype(x.dtype)
@@ -95,11 +104,13 @@ class CrossAttention(eqx.Module):
         y = linear(join_heads(y).reshape(x.shape), self.out_proj)
         return context.blank_padding(y)
 
-    def flop_count(
-        self, spatial_dims: tuple[int, ...], tokens: int, inference: bool = False
-    ) -> int:
-        """Floating-point operations of one pass, for so many tokens."""
-        space = math.prod(spatial_dims)
+    @property
+    def complexity(self) -> str:
+        return "O(L · d²)"
+
+    def flop_count(self, spatial_dims: tuple[int, ...], inference: bool = False) -> int:
+        """Floating-point operations of one pass, for `max_tokens`."""
+        space, tokens = math.prod(spatial_dims), self.config.max_tokens
         projections = space * (self.q_proj.size + self.out_proj.size) + tokens * self.kv_proj.size
         forward = 2 * projections + 4 * space * tokens * self.in_features
         return forward if inference else 3 * forward

@@ -35,6 +35,7 @@ from .base import AbstractRecurrentMixer, keep_at_padding, refuse_axis_name, req
 from .ckconv import CKConvSequenceMixerConfig
 from .convolution_history import gates_and_convolutions, whole_sequence
 from .operators import AbstractQKVOperatorConfig, AbstractRecurrentQKVOperator
+from .s4d import S4DSequenceMixerConfig
 
 
 Gate = Literal["identity", "silu", "sigmoid"]
@@ -54,6 +55,8 @@ class HyenaOperatorConfig(AbstractQKVOperatorConfig):
     - `qk_norm`: `"l2"` divides the queries of every head by their norm, and the keys too if `gate`
         is the identity, as an activation bounds them otherwise.
     - `gate_norm`, `output_norm`: of what is convolved first, and of the result; None for none.
+    - `recurrence`: what stands in the place of each long convolution, which is causal, once it is
+        distilled; None for the convolution itself.
     """
 
     order: int = 2
@@ -66,6 +69,7 @@ class HyenaOperatorConfig(AbstractQKVOperatorConfig):
     qk_norm: Literal["none", "l2"] = "l2"
     gate_norm: AbstractNormConfig | None = None
     output_norm: AbstractNormConfig | None = RMSNormConfig()
+    recurrence: S4DSequenceMixerConfig | None = None
 
     def __post_init__(self):
         require(self.order >= 2, self, "order", "at least 2")
@@ -75,6 +79,8 @@ class HyenaOperatorConfig(AbstractQKVOperatorConfig):
         same = [kind == "causal" for kind in self.short_boundary or self.convolution.boundary]
         law = "None, or as many as the convolution's and causal on the same axes"
         require(same == causal, self, "short_boundary", law)
+        possible = self.recurrence is None or causal == [True]
+        require(possible, self, "recurrence", "None, unless the `convolution` is ('causal',)")
 
     def build(self, in_features: int, key: PRNGKeyArray) -> "HyenaOperator":
         return HyenaOperator(in_features, self, key)
@@ -112,7 +118,8 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         self.in_features = in_features
         self.short_weight = None if left_out else normal(short_key, (*taps, streams), std)
         self.short_bias = constant(0, (streams,)) if cfg.short_bias else None
-        self.convolutions = tuple(cfg.convolution.build(in_features, k) for k in keys)
+        convolution = cfg.recurrence or cfg.convolution
+        self.convolutions = tuple(convolution.build(in_features, k) for k in keys)
         self.gate_norm = None if gate_norm is None else gate_norm.build(in_features, gate_key)
         self.output_norm = (
             None if output_norm is None else output_norm.build(in_features, output_key)

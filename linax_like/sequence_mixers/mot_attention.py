@@ -13,15 +13,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ..config import require, require_choice, require_positive
-from ..context import SequenceContext
-from ..initializers import linear_weight, split
-from ..norms import RMSNorm, RMSNormConfig
-from ..positions import rope, turn
-from ..precision import linear
-from ..streams import Counting, Frames, Joint, start_streams, Streams, StreamsContext, Turns
+from ..config import require, require_choice
+from ..initializers import split
+from ..norms import RMSNormConfig
+from ..positions import AbstractRopeScalingConfig
+from ..streams import Counting, Frames, Joint, start_streams, Streams, StreamsContext
+from .attention import AttentionSequenceMixer, AttentionSequenceMixerConfig
 from .attention_core import AttentionCore
-from .heads import head_sizes, join_heads, projection_flops, require_width, split_heads
+from .heads import projection_flops
 from .streams_base import (
     AbstractStreamsMixer,
     AbstractStreamsMixerConfig,
@@ -45,7 +44,7 @@ class MoTAttentionConfig(AbstractStreamsMixerConfig):
         another modality. They are read in whole runs, never by `step`.
     - `counting`: what RoPE turns by: positions of a modality count its own, or all that came before
         them in the joint order.
-    - `rope_base`: base of the rotary position embedding; None leaves positions out.
+    - `rope_base`, `rope_scaling`: as in `AttentionSequenceMixerConfig`.
     """
 
     modalities: tuple[str, ...]
@@ -58,33 +57,33 @@ class MoTAttentionConfig(AbstractStreamsMixerConfig):
     bidirectional: tuple[str, ...] = ()
     counting: Counting = "restart"
     rope_base: float | None = 10000.0
+    rope_scaling: AbstractRopeScalingConfig | None = None
 
     def __post_init__(self):
         require_modalities(self, self.modalities)
-        optional = ("num_heads", "num_kv_heads", "head_dim", "rope_base")
-        require_positive(self, *(name for name in optional if getattr(self, name) is not None))
-        if self.num_heads is not None and self.num_kv_heads is not None:
-            law = f"a divisor of num_heads={self.num_heads}"
-            require(self.num_heads % self.num_kv_heads == 0, self, "num_kv_heads", law)
+        _ = self.attention  # which checks the rest
         known = set(self.bidirectional) <= set(self.modalities)
         require(known, self, "bidirectional", f"some of modalities={self.modalities}")
         law = "left out with is_causal=False, where every position sees every other"
         require(self.is_causal or not self.bidirectional, self, "bidirectional", law)
         require_choice(self, "counting")
 
+    @property
+    def attention(self) -> AttentionSequenceMixerConfig:
+        """That of one modality, whose projections it has."""
+        return AttentionSequenceMixerConfig(
+            self.num_heads,
+            self.num_kv_heads,
+            self.head_dim,
+            causal=self.is_causal,
+            qk_norm=self.qk_norm,
+            norm=self.norm,
+            rope_base=self.rope_base,
+            rope_scaling=self.rope_scaling,
+        )
+
     def build(self, in_features: int, key: PRNGKeyArray) -> "MoTAttention":
         return MoTAttention(in_features, self, key)
-
-
-class Projections(eqx.Module):
-    """Those of one modality."""
-
-    q_proj: Float[Array, "heads_head features"]  # W_q
-    k_proj: Float[Array, "kv_heads_head features"]  # W_k
-    v_proj: Float[Array, "kv_heads_head features"]  # W_v
-    out_proj: Float[Array, "features heads_head"]  # W_o
-    q_norm: RMSNorm | None
-    k_norm: RMSNorm | None
 
 
 class MoTAttention(AbstractStreamsMixer):
@@ -96,25 +95,15 @@ class MoTAttention(AbstractStreamsMixer):
 
     config: MoTAttentionConfig = eqx.field(static=True)
     in_features: int = eqx.field(static=True)
-    num_heads: int = eqx.field(static=True)
-    num_kv_heads: int = eqx.field(static=True)
-    head_dim: int = eqx.field(static=True)
-    projections: dict[str, Projections]
+    projections: dict[str, AttentionSequenceMixer]
 
     def __init__(self, in_features: int, cfg: MoTAttentionConfig, key: PRNGKeyArray):
-        heads, head = head_sizes(in_features, cfg, cfg.num_heads, cfg.head_dim)
-        kv_heads = heads if cfg.num_kv_heads is None else cfg.num_kv_heads
-        law = f"`num_kv_heads` to divide the {heads} heads"
-        require_width(heads % kv_heads == 0, cfg, in_features, law)
-        law = f"heads of even size for RoPE, not {head}: other `num_heads`, or `rope_base=None`"
-        require_width(cfg.rope_base is None or head % 2 == 0, cfg, in_features, law)
         self.config = cfg
         self.in_features = in_features
-        self.num_heads, self.num_kv_heads, self.head_dim = heads, kv_heads, head
         keys = split(key, len(cfg.modalities))
         self.projections = {
-            name: self._build_projections(key)
-            for name, key in zip(cfg.modalities, keys, strict=True)
+            name: cfg.attention.build(in_features, own)
+            for name, own in zip(cfg.modalities, keys, strict=True)
         }
 
     @property
@@ -138,11 +127,13 @@ class MoTAttention(AbstractStreamsMixer):
     ) -> Streams:
         streams, joint, _ = open_chunk(self, streams, context, None, self.config.counting)
         q, k, v = self._project(streams, joint, context)
-        return self._readout(self._core(q, k, v, joint.context, self._spans(joint)), joint)
+        y = self._core(q, k, v, joint.context, self._spans(joint))
+        return self._readout(y, streams, joint)
 
     def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> StreamsState:
         self._require_causal()
-        mixing = self._core.init_state(max_length, self.num_kv_heads, self.head_dim, dtype)
+        first = self.projections[self.modalities[0]]
+        mixing = self._core.init_state(max_length, first.num_kv_heads, first.head_dim, dtype)
         return StreamsState(mixing, start_streams(self.modalities))
 
     def prefill(
@@ -155,7 +146,7 @@ class MoTAttention(AbstractStreamsMixer):
         q, k, v = self._project(streams, joint, context)
         spans = self._spans(joint)
         mixing, y = self._core.prefill(state.mixing, q, k, v, joint.context, spans)
-        return StreamsState(mixing, cursor), self._readout(y, joint)
+        return StreamsState(mixing, cursor), self._readout(y, streams, joint)
 
     def step(
         self, state: StreamsState, frames: Frames, *, context: StreamsContext | None = None
@@ -174,7 +165,7 @@ class MoTAttention(AbstractStreamsMixer):
             q, k, v = (x[0] for x in self._project(streams, joint, context))
             here = at_one_position(joint.context)
             mixing, y = self._core.step(state.mixing, q, k, v, here)
-            return StreamsState(mixing, cursor), self._readout(y[None], joint)
+            return StreamsState(mixing, cursor), self._readout(y[None], streams, joint)
 
         return step_by_chunk(advance, frames, context)
 
@@ -183,7 +174,8 @@ class MoTAttention(AbstractStreamsMixer):
         return "O(L² · d + L · d²)"
 
     def flop_count(self, lengths: dict[str, int], inference: bool = False) -> int:
-        scores = 4 * self.num_heads * self.head_dim * self._core.pairs(sum(lengths.values()))
+        first = self.projections[self.modalities[0]]
+        scores = 4 * first.num_heads * first.head_dim * self._core.pairs(sum(lengths.values()))
         each = {name: projection_flops(part) for name, part in self.projections.items()}
         forward = scores + sum(time * each[name] for name, time in lengths.items())
         return forward if inference else 3 * forward
@@ -192,50 +184,17 @@ class MoTAttention(AbstractStreamsMixer):
     def _core(self) -> AttentionCore:
         return AttentionCore(self.config.is_causal)
 
-    def _build_projections(self, key: PRNGKeyArray) -> Projections:
-        q_key, k_key, v_key, out_key, norm_key = split(key, 5)
-        cfg, width = self.config, self.in_features
-        q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        norm = lambda: cfg.norm.build(self.head_dim, norm_key) if cfg.qk_norm else None
-        return Projections(
-            linear_weight(q_key, width, q_size),
-            linear_weight(k_key, width, kv_size),
-            linear_weight(v_key, width, kv_size),
-            linear_weight(out_key, q_size, width),
-            norm(),
-            norm(),
-        )
-
     def _project(
         self, streams: Streams, joint: Joint, context: StreamsContext | None
     ) -> tuple[Array, ...]:
         """Queries, keys and values in the joint order, each `(time, heads, head)`."""
-        tables = {} if context is None else context.rope
-        each = {
-            name: self._project_one(name, x, joint.streams[name], tables.get(name))
-            for name, x in streams.items()
-        }
+        turns = {} if context is None else context.rope
+        each = {}
+        for name, x in streams.items():
+            positions = joint.streams[name].positions
+            assert positions is not None  # counted, if not given
+            each[name] = self.projections[name].project(x, positions, turns.get(name))
         return tuple(joint.join({name: qkv[i] for name, qkv in each.items()}) for i in range(3))
-
-    def _project_one(
-        self,
-        name: str,
-        x: Float[Array, "time features"],
-        context: SequenceContext,
-        table: Turns | None,
-    ) -> tuple[Array, Array, Array]:
-        part = self.projections[name]
-        q = split_heads(linear(x, part.q_proj), self.num_heads)
-        k = split_heads(linear(x, part.k_proj), self.num_kv_heads)
-        v = split_heads(linear(x, part.v_proj), self.num_kv_heads)
-        q = q if part.q_norm is None else part.q_norm(q)
-        k = k if part.k_norm is None else part.k_norm(k)
-        base, positions = self.config.rope_base, context.positions
-        if table is not None:
-            q, k = turn(q, *table), turn(k, *table)
-        elif base is not None and positions is not None:
-            q, k = rope(q, positions, base), rope(k, positions, base)
-        return q, k, v
 
     def _spans(self, joint: Joint) -> Int[Array, " time"] | None:
         """For positions of bidirectional modalities the number of their run; for others -1."""
@@ -253,11 +212,12 @@ class MoTAttention(AbstractStreamsMixer):
             spans = jnp.where(own, run, spans)
         return spans
 
-    def _readout(self, y: Float[Array, "time heads head"], joint: Joint) -> Streams:
-        parts = joint.split(join_heads(y)).items()
+    def _readout(self, y: Float[Array, "time heads head"], streams: Streams, joint: Joint):
         return {
-            name: joint.streams[name].blank_padding(linear(y, self.projections[name].out_proj))
-            for name, y in parts
+            name: joint.streams[name].blank_padding(
+                self.projections[name].read_out(heads, streams[name])
+            )
+            for name, heads in joint.split(y).items()
         }
 
     def _require_causal(self) -> None:

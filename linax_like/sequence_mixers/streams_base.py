@@ -137,7 +137,7 @@ def open_chunk(
     context = StreamsContext() if context is None else context
     cursor = start_streams(mixer.modalities) if cursor is None else cursor
     sizes = {name: len(x) for name, x in streams.items()}
-    cursor, joint = advance_streams(cursor, context, sizes, counting)
+    cursor, joint = advance_streams(mixer.modalities, cursor, context, sizes, counting)
     return context.blank_padding(streams), joint, cursor
 
 

@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import itertools
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,7 +20,7 @@ import equinox as eqx
 import jax.random as jr
 from jaxtyping import PyTree
 
-from ..config import AbstractConfig, require, require_choice, require_positive
+from ..config import AbstractConfig, classes_in, require, require_choice, require_positive
 from ..files import write_atomically
 from ..models import LanguageModelConfig, SequenceModelConfig
 from ..tasks import AbstractTaskConfig
@@ -75,12 +76,14 @@ class Run(NamedTuple):
         return self.config.task.load().evaluate(self.model)
 
 
-def load_run(directory: str | os.PathLike) -> Run:
+def load_run(directory: str | os.PathLike, classes: Iterable[type[AbstractConfig]] = ()) -> Run:
     """The newest model in the folder of a run.
+
+    - `classes`: configs of your own that are in the run's, such as a mixer's.
 
     **Raises:** `ValueError` if the folder is missing, incomplete or damaged.
     """
-    config = read_config(directory)
+    config = read_config(directory, classes)
     store = CheckpointStore(Path(directory), config)
     skeleton = eqx.filter_eval_shape(config.model.build, jr.key(0))
     item = "model" if config.optimizer.average is None else "average"
@@ -98,7 +101,7 @@ def open_directory(directory: str | os.PathLike | None, config: RunConfig, resum
     if directory is None:
         path = _new_directory(config)
     elif resume:
-        _require_same(Path(directory), config, read_config(directory))
+        _require_same(Path(directory), config, read_config(directory, classes_in(config)))
         return Path(directory)
     else:
         path = Path(directory)
@@ -108,8 +111,12 @@ def open_directory(directory: str | os.PathLike | None, config: RunConfig, resum
     return path
 
 
-def read_config(directory: str | os.PathLike) -> RunConfig:
+def read_config(
+    directory: str | os.PathLike, classes: Iterable[type[AbstractConfig]] = ()
+) -> RunConfig:
     """The config of the run in a folder.
+
+    - `classes`: as in `load_run`.
 
     **Raises:** `ValueError` if the folder does not hold one.
     """
@@ -123,7 +130,7 @@ def read_config(directory: str | os.PathLike) -> RunConfig:
             "`linax-like train` named."
         ) from None
     try:
-        return RunConfig.from_json(text)
+        return RunConfig.from_json(text, classes)
     except ValueError as error:
         raise ValueError(f"`{path}` is damaged or from another version: {error}") from None
 
