@@ -22,8 +22,9 @@ import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
 import linax_like as lx
+from linax_like.ops.cross_entropy import SummedLoss
 from linax_like.tasks import DigitsTaskConfig
-from linax_like.tasks.base import Metrics
+from linax_like.tasks.base import Metrics, sum_up
 from linax_like.tasks.digits import distort, Images
 from linax_like.training import init_state, make_train_step, OptimizerConfig
 
@@ -122,12 +123,12 @@ def batch(images: Images, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 def loss(model, batch, keys) -> Metrics:
     """Cross-entropies with smoothed labels."""
-    logits = jax.vmap(model)(batch["inputs"], keys).logits
+    logits, aux = jax.vmap(model)(batch["inputs"], keys)
     labels = jax.nn.one_hot(batch["targets"], logits.shape[-1])
     smooth = (1 - SMOOTHING) * labels + SMOOTHING / logits.shape[-1]
     total = -jnp.sum(smooth * jax.nn.log_softmax(logits))
     right = jnp.sum(jnp.argmax(logits, -1) == batch["targets"]).astype(jnp.float32)
-    return Metrics(total, total, right, jnp.asarray(float(len(labels))))
+    return sum_up(SummedLoss(total, total, right), len(labels), aux)
 
 
 @eqx.filter_jit

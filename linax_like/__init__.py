@@ -25,6 +25,7 @@ from .channel_mixers import (
     MixtureOfExpertsConfig as MixtureOfExpertsConfig,
     MLP as MLP,
     MLPConfig as MLPConfig,
+    RouterBias as RouterBias,
     SwiGLUConfig as SwiGLUConfig,
 )
 from .config import AbstractConfig as AbstractConfig
@@ -40,6 +41,11 @@ from .encoders import (
     PatchMergingConfig as PatchMergingConfig,
     TokenEmbedding as TokenEmbedding,
     TokenEmbeddingConfig as TokenEmbeddingConfig,
+)
+from .freezing import (
+    count_parameters as count_parameters,
+    keep_frozen as keep_frozen,
+    trainable as trainable,
 )
 from .global_response_norm import (
     GlobalResponseNorm as GlobalResponseNorm,
@@ -86,6 +92,7 @@ from .interop import (
     load_pretrained as load_pretrained,
     save_pretrained as save_pretrained,
 )
+from .low_rank import Adapted as Adapted, lora as lora, LowRank as LowRank
 from .models import (
     AbstractLanguageModel as AbstractLanguageModel,
     HierarchicalModel as HierarchicalModel,
@@ -117,11 +124,7 @@ from .norms import (
     RMSNorm as RMSNorm,
     RMSNormConfig as RMSNormConfig,
 )
-from .parameters import (
-    Buffer as Buffer,
-    count_parameters as count_parameters,
-    trainable as trainable,
-)
+from .parameters import Buffer as Buffer
 from .paths import named_arrays as named_arrays, with_arrays as with_arrays
 from .positions import (
     AbstractPositions as AbstractPositions,

@@ -1,4 +1,4 @@
-"""What in a model is trained, what is only stored, and how much of it there is."""
+"""What a model stores beside what is trained."""
 
 import equinox as eqx
 import jax
@@ -6,37 +6,13 @@ from jaxtyping import Array, PyTree
 
 
 class Buffer(eqx.Module):
-    """An array that is saved with the model but not trained: no gradient, no weight decay.
+    """An array, or a tree of them, that is saved but not trained: no gradient, no weight decay.
 
     - `array`: the stored value. Read it through `value`, which stops the gradient.
     """
 
-    array: Array
+    array: PyTree[Array]
 
     @property
-    def value(self) -> Array:
+    def value(self) -> PyTree[Array]:
         return jax.lax.stop_gradient(self.array)
-
-
-def trainable(model: PyTree) -> PyTree[bool]:
-    """True at every leaf that is trained: the filter for `eqx.partition` and `eqx.filter`."""
-
-    def mark(node: PyTree) -> PyTree[bool]:
-        if isinstance(node, Buffer):
-            return jax.tree.map(lambda _: False, node)
-        return eqx.is_inexact_array(node) or _is_inexact_shape(node)
-
-    return jax.tree.map(mark, model, is_leaf=lambda node: isinstance(node, Buffer))
-
-
-def count_parameters(model: PyTree) -> int:
-    """The number of trained scalars."""
-    arrays = eqx.filter(model, trainable(model))
-    return sum(leaf.size for leaf in jax.tree.leaves(arrays))
-
-
-def _is_inexact_shape(leaf: PyTree) -> bool:
-    """For skeletons from `eqx.filter_eval_shape`."""
-    return isinstance(leaf, jax.ShapeDtypeStruct) and jax.numpy.issubdtype(
-        leaf.dtype, jax.numpy.inexact
-    )

@@ -4,7 +4,9 @@ A stack stores the repeats of a pattern stacked; under its public names every bl
 that names do not depend on how layers are grouped. Freezing, import, export and inspection use them.
 """
 
-from collections.abc import Iterator, Mapping
+import difflib
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -84,6 +86,33 @@ def array_places(model: PyTree) -> PyTree[Place]:
         return _mark(node, prefix) if _is_stack(node) else Place((prefix,), False)
 
     return jax.tree_util.tree_map_with_path(mark, model, is_leaf=_is_stack)
+
+
+def array_names(model: PyTree) -> list[str]:
+    """The public names of a model's arrays."""
+    return [name for place in jax.tree.leaves(array_places(model)) for name in place.names]
+
+
+def fits(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a name fits a pattern, such as `"*/channel_mixer/*"`: `*` is any text, `/` included."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def matching(names: Sequence[str], patterns: Iterable[str]) -> frozenset[str]:
+    """The names that fit a pattern.
+
+    **Raises:** `ValueError` if a pattern fits none, with the names that are near it.
+    """
+    if isinstance(patterns, str):
+        raise ValueError(f"Patterns come as a tuple: ({patterns!r},). Received {patterns!r}.")
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            near = difflib.get_close_matches(pattern, names, cutoff=0.0)
+            listed = ", ".join(f"`{name}`" for name in near)
+            raise ValueError(
+                f"The pattern `{pattern}` fits no array of this model. Names near it: {listed}."
+            )
+    return frozenset(name for name in names if fits(name, patterns))
 
 
 def _mark(stack: Stack, prefix: str) -> PyTree[Place]:

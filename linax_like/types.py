@@ -30,15 +30,20 @@ class Aux(NamedTuple):
     """What a forward pass yields beside its output; every field is summed over layers and examples.
 
     - `loss`: auxiliary losses, already weighted, to be added to the training loss.
-    - `dropped_tokens`: tokens that no expert had room for.
+    - `routed`: choices of an expert by a token.
+    - `dropped`: those for which the expert had no room.
+    - `busiest`: how many choices there were if every expert were as busy as its layer's busiest.
+        Over `routed`, it is the largest load of an expert over the mean load.
     """
 
     loss: Scalar
-    dropped_tokens: Scalar
+    routed: Scalar
+    dropped: Scalar
+    busiest: Scalar
 
     def plus(self, other: "Aux") -> "Aux":
-        return Aux(self.loss + other.loss, self.dropped_tokens + other.dropped_tokens)
+        return Aux(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 def no_aux() -> Aux:
-    return Aux(jnp.zeros(()), jnp.zeros(()))
+    return Aux(*(jnp.zeros(()) for _ in Aux._fields))

@@ -19,6 +19,7 @@ from linax_like.parallel import (
 )
 from linax_like.tasks import Metrics
 from linax_like.training import init_state, make_train_step, OptimizerConfig
+from linax_like.types import no_aux
 
 
 TIME, VOCABULARY, BATCH = 12, 20, 16
@@ -44,7 +45,7 @@ def batch():
 def masked_loss(model, batch, keys) -> Metrics:
     logits, _ = jax.vmap(model)(batch["inputs"], keys)
     loss = jnp.where(batch["real"], cross_entropy(logits, batch["targets"]), 0.0).sum()
-    return Metrics(loss, loss, jnp.zeros(()), batch["real"].sum().astype(jnp.float32))
+    return Metrics(loss, loss, jnp.zeros(()), batch["real"].sum().astype(jnp.float32), no_aux())
 
 
 def shard_map_step(mesh, step):

@@ -10,6 +10,7 @@ import linax_like as lx
 from linax_like.complexity import total
 from linax_like.ops.delta_rule.xla import _prepare, advance
 from linax_like.sequence_mixers.memory import delta_rule_flops
+from linax_like.types import no_aux
 
 
 KEY = jr.key(0, impl="rbg")
@@ -74,9 +75,7 @@ def test_encoders_and_heads():
     assert encoder.flop_count((TIME,), inference=True) == pytest.approx(count, rel=0.05)
     for pooling in ("mean", "none"):
         head = lx.ClassificationHeadConfig(pooling).build(WIDTH, 128, KEY)
-        read = lambda head, x: (
-            head(x, lx.Aux(jnp.zeros(()), jnp.zeros(())), context=context).logits
-        )
+        read = lambda head, x: head(x, no_aux(), context=context).logits
         count = xla_flops(read, head, jnp.ones((TIME, WIDTH)))
         assert head.flop_count((TIME,), inference=True) == pytest.approx(count, rel=0.05)
 

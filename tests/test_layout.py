@@ -26,7 +26,7 @@ LAYERS = [
     {"blocks"},
     {"stack"},
     {"paths"},
-    {"models"},
+    {"models", "freezing", "low_rank"},
     {"tasks", "parallel", "interop"},
     {"training", "inference"},
     {"cli"},

@@ -1,10 +1,15 @@
 """Mixture of experts: against a loop over experts, a plain feed-forward layer, and a reference."""
 
+import math
+import zlib
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 import pytest
 from golden_numbers import load
 from jax import P
@@ -12,20 +17,44 @@ from jax.sharding import AxisType
 from meshes import mesh_of
 
 import linax_like as lx
-from linax_like.channel_mixers import mixture_of_experts
+from linax_like.channel_mixers import mixture_of_experts, RouterBias
+from linax_like.channel_mixers.routing import choose, find_room, log_scores
 from linax_like.ops.grouped_matmul import grouped_matmul
+from linax_like.tasks.base import classify
+from linax_like.training import init_state, make_train_step
+from linax_like.training.metrics import to_record
 
 
 KEY = jr.key(0, impl="rbg")
-FEATURES, TIME = 16, 24
+FEATURES, TIME, REAL = 16, 24, 17
 CONFIG = lx.MixtureOfExpertsConfig(
     5, top_k=2, expert_features=12, shared_features=8, balance_loss=0.5, z_loss=0.25
+)
+LIMITED = lx.MixtureOfExpertsConfig(
+    5,
+    top_k=2,
+    expert_features=12,
+    shared_features=8,
+    shared_gate=False,
+    router="sigmoid",
+    capacity=0.75,
+    balance_loss=0.5,
+    z_loss=0.25,
+    bias_rate=0.1,
 )
 
 
 @pytest.fixture(scope="module")
 def mixer():
     return CONFIG.build(FEATURES, KEY)
+
+
+@pytest.fixture(scope="module")
+def limited():
+    """Few find room, and the bias makes the last expert the first choice of many."""
+    where = lambda mixer: mixer.router_bias.offset.array
+    bias = jnp.asarray([0.0, 0.1, -0.2, 0.0, 0.3])
+    return eqx.tree_at(where, LIMITED.build(FEATURES, KEY), bias)
 
 
 @pytest.fixture(scope="module")
@@ -47,27 +76,38 @@ def feed_forward(x, gate, up, down):
 
 
 def by_loop(mixer, x):
-    """Outputs and the auxiliary loss, position by position and expert by expert, in float64."""
+    """Outputs and what comes beside, position by position and expert by expert, in float64."""
     cfg, shared = mixer.config, mixer.shared
     m, s = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (mixer, shared))
-    outputs, chosen, probabilities, z = [], np.zeros(cfg.num_experts), [], []
+    room = np.inf
+    if cfg.capacity is not None:
+        room = max(1, math.ceil(len(x) * cfg.top_k / cfg.num_experts * cfg.capacity))
+    bias = 0.0 if m.router_bias is None else m.router_bias.offset.array
+    taken = np.zeros((cfg.top_k, cfg.num_experts))
+    outputs, chosen, scores, z = [], np.zeros(cfg.num_experts), [], []
     for row in x:
         logits = m.router @ row
         z.append(np.log(np.exp(logits).sum()))
-        probabilities.append(np.exp(logits - z[-1]))
-        best = np.argsort(-logits)[: cfg.top_k]
-        total = probabilities[-1][best].sum() if cfg.normalize else 1.0
+        sigmoid = 1 / (1 + np.exp(-logits))
+        scores.append(np.exp(logits - z[-1]) if cfg.router == "softmax" else sigmoid)
+        best = np.argsort(-scores[-1] - bias)[: cfg.top_k]
+        total = scores[-1][best].sum() if cfg.normalize else 1.0
         y = np.zeros_like(row)
-        for e in best:
+        for slot, e in enumerate(best):
             chosen[e] += 1
-            part = feed_forward(row, m.gate_proj[e], m.up_proj[e], m.down_proj[e])
-            y += probabilities[-1][e] / total * part
+            if taken[slot, e] < room:
+                taken[slot, e] += 1
+                part = feed_forward(row, m.gate_proj[e], m.up_proj[e], m.down_proj[e])
+                y += scores[-1][e] / total * part
         if s is not None:
             part = feed_forward(row, s.gate_proj, s.up_proj, s.down_proj)
-            y += part / (1 + np.exp(-s.output_gate[0] @ row))
+            gate = s.output_gate
+            y += part if gate is None else part / (1 + np.exp(-gate[0] @ row))
         outputs.append(y)
-    balance = cfg.num_experts * chosen @ np.mean(probabilities, axis=0) / chosen.sum()
-    return np.stack(outputs), cfg.balance_loss * balance + cfg.z_loss * np.mean(np.square(z))
+    balance = cfg.num_experts * chosen @ np.mean(scores, axis=0) / chosen.sum()
+    loss = cfg.balance_loss * balance + cfg.z_loss * np.mean(np.square(z))
+    beside = (loss, chosen.sum(), chosen.sum() - taken.sum(), chosen.max() * cfg.num_experts)
+    return np.stack(outputs), beside
 
 
 @pytest.mark.parametrize("normalize, shared", [(True, 8), (False, None)])
@@ -75,9 +115,60 @@ def test_is_a_loop_over_experts(x, normalize, shared):
     cfg = CONFIG.updated("normalize", normalize).updated("shared_features", shared)
     mixer = cfg.build(FEATURES, KEY)
     y, aux = call(mixer, jnp.asarray(x, jnp.float32))
-    expected, loss = by_loop(mixer, x)
+    expected, beside = by_loop(mixer, x)
     np.testing.assert_allclose(y, expected, atol=1e-5)
-    np.testing.assert_allclose(aux.loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(aux, beside, rtol=1e-5)
+
+
+def test_room_is_limited_and_a_bias_chooses(limited, x):
+    y, aux = call(limited, jnp.asarray(x, jnp.float32))
+    expected, beside = by_loop(limited, x)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    np.testing.assert_allclose(aux, beside, rtol=1e-5)
+    assert aux.dropped > 5
+
+
+def test_an_even_share_that_is_whole_is_not_rounded_up():
+    experts, real = jnp.zeros((400, 1), jnp.int32), jnp.ones(400, bool)
+    for factor, kept in ((0.3, 15), (1.1, 55), (0.301, 16), (1e-9, 1)):
+        assert find_room(experts, real, 8, factor).sum() == kept
+
+
+@pytest.mark.parametrize("router", ["softmax", "sigmoid"])
+def test_weights_have_the_derivative_of_their_formula(router):
+    """In float64; and where all scores are zero to rounding, weights are still theirs."""
+    scores = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}[router]
+
+    def ours(logits, c):
+        return jnp.sum(c * choose(log_scores(router, logits), None, 2, True)[0])
+
+    def formula(logits, c):
+        best = jax.lax.top_k(scores(logits), 2)[0]
+        return jnp.sum(c * best / best.sum(axis=-1, keepdims=True))
+
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(3)
+        logits, c = jnp.asarray(rng.normal(size=(7, 5))), jnp.asarray(rng.normal(size=(7, 2)))
+        got, expected = (jax.value_and_grad(f)(logits, c) for f in (ours, formula))
+        jax.tree.map(lambda g, e: np.testing.assert_allclose(g, e, atol=1e-14), got, expected)
+    far = jnp.asarray([[-300.0, -301.0, -400.0]])
+    weights, experts = choose(log_scores(router, far), None, 2, True)
+    np.testing.assert_allclose(weights, 1 / (1 + np.exp([[-1.0, 1.0]])), rtol=1e-6)
+    assert experts.tolist() == [[0, 1]]
+
+
+def test_the_bias_makes_experts_equally_busy():
+    """Without a gradient, for scores that alone send most positions to two of eight."""
+    logits = jr.normal(KEY, (512, 8)) + jnp.arange(8) / 2
+    scores = log_scores("sigmoid", logits)
+
+    def step(bias, _):
+        _, experts = choose(scores, bias, 2, True)
+        load = jax.nn.one_hot(experts, 8).sum(axis=(0, 1))
+        return bias.moved(load), load.max() / load.mean()
+
+    _, busiest = jax.lax.scan(step, RouterBias(8, 0.002), None, 300)
+    assert busiest[0] > 2 and busiest[-1] < 1.1
 
 
 def dense(mixer, x):
@@ -142,7 +233,8 @@ def test_shapes_and_dtypes(mixer):
         assert (y.shape, y.dtype, aux.loss.dtype) == (shape, dtype, jnp.float32)
 
 
-def test_padding_leaves_no_trace(mixer, x):
+def test_padding_leaves_no_trace(limited, x):
+    mixer = limited
     real = np.arange(TIME) % 3 != 1
     weight = jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.float32)
 
@@ -150,21 +242,22 @@ def test_padding_leaves_no_trace(mixer, x):
     def run(mixer, x, mask, weight):
         def total(mixer):
             y, aux = mixer(x, mask=mask)
-            return jnp.sum(y * weight) + aux.loss, y
+            return jnp.sum(y * weight) + aux.loss, (y, aux)
 
         return eqx.filter_value_and_grad(total, has_aux=True)(mixer)
 
     junk = np.where(np.arange(TIME) % 2, np.nan, np.inf)[:, None]
     padded = jnp.asarray(np.where(real[:, None], x, junk), jnp.float32)
-    (value, y), gradient = run(mixer, padded, jnp.asarray(real), weight)
+    (value, (y, aux)), gradient = run(mixer, padded, jnp.asarray(real), weight)
     alone = jnp.asarray(x[real], jnp.float32)
-    (expected, kept), wanted = run(mixer, alone, None, weight[real])
+    (expected, (kept, of_real)), wanted = run(mixer, alone, None, weight[real])
     np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(aux, of_real, rtol=1e-5)
     np.testing.assert_allclose(y[real], kept, atol=1e-5)
     assert (y[~real] == 0).all()
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, atol=1e-5), gradient, wanted)
-    (value, y), _ = run(mixer, padded, jnp.zeros(TIME, bool), weight)
-    assert value == 0 and (y == 0).all()
+    (value, (y, aux)), _ = run(mixer, padded, jnp.zeros(TIME, bool), weight)
+    assert value == 0 and (y == 0).all() and not any(aux)
 
 
 def test_padding_takes_no_expert(mixer, x, monkeypatch):
@@ -180,26 +273,59 @@ def test_padding_takes_no_expert(mixer, x, monkeypatch):
     assert [expert < 0 for expert in taken[0]] == [False, False, True, True, False, False]
 
 
+def published(name, shape):
+    """A weight of the reference that is not among its numbers: all are functions of their name."""
+    x = (np.arange(math.prod(shape), dtype=np.uint64) * 2654435761 + zlib.crc32(name)) % 2**32
+    x = (x ^ x >> np.uint64(15)) * 2246822519 % 2**32
+    x = x ^ x >> np.uint64(13)
+    return jnp.asarray((0.6 * (x / 2**32 - 0.5)).reshape(shape), jnp.float32)
+
+
 def test_reference():
-    """KempnerForge 5666d0d: its router, and its layer without shared expert or capacity."""
+    """KempnerForge 5666d0d: its softmax router, and its layer with and without shared expert."""
     data = load("mixture_of_transformers/moe")
     weights = [
         np.stack([data[f"moe/w/experts.{e}.{name}_proj.weight"] for e in range(4)])
         for name in ("gate", "up", "down")
     ]
     x = jnp.asarray(data["router_softmax/x"]).reshape(2, 3, 8)
-    sizes = {"num_experts": 4, "top_k": 2, "expert_features": 12}
+    cfg = lx.MixtureOfExpertsConfig(4, 2, 12, 12, shared_gate=False, z_loss=1.0)
+    arrays = map(jnp.asarray, (data["moe/w/router.gate.weight"], *weights))
     where = lambda m: (m.router, m.gate_proj, m.up_proj, m.down_proj)
-    for loss, name in (("balance_loss", "aux"), ("z_loss", "z")):
-        mixer = lx.MixtureOfExpertsConfig(**sizes, **{loss: 1.0}).build(8, KEY)
-        arrays = tuple(map(jnp.asarray, (data["moe/w/router.gate.weight"], *weights)))
-        mixer = eqx.tree_at(where, mixer, arrays)
-        np.testing.assert_allclose(call(mixer, x)[0], data["moe_sh0_gs0_cf0.0/y"], atol=1e-5)
-        gate = jnp.asarray(data["router_softmax/gate"])
-        mixer = eqx.tree_at(lambda m: m.router, mixer, gate)
-        np.testing.assert_allclose(
-            call(mixer, x)[1].loss, data[f"router_softmax/{name}"], rtol=1e-5
-        )
+    mixer = eqx.tree_at(where, cfg.build(8, KEY), tuple(arrays))
+    shared = [
+        published(f"shared_expert.{name}_proj.weight".encode(), shape)
+        for name, shape in (("gate", (12, 8)), ("up", (12, 8)), ("down", (8, 12)))
+    ]
+    where = lambda m: (m.shared.gate_proj, m.shared.up_proj, m.shared.down_proj)
+    mixer = eqx.tree_at(where, mixer, tuple(shared))
+    y, _ = mixer(x)
+    np.testing.assert_allclose(y, data["moe_sh1_gs0_cf0.0/y"], atol=1e-6)
+    without = y - mixer.shared(x.reshape(-1, 8)).reshape(x.shape)
+    np.testing.assert_allclose(without, data["moe_sh0_gs0_cf0.0/y"], atol=1e-6)
+
+
+@pytest.mark.parametrize("router", ["softmax", "sigmoid"])
+def test_reference_router(router):
+    """Its sigmoid router with a bias of zero: else it has a part in the weights too."""
+    data = load("mixture_of_transformers/moe")
+    x, gate = (jnp.asarray(data[f"router_softmax/{name}"]) for name in ("x", "gate"))
+    losses = {"balance_loss": 1.0} if router == "softmax" else {"balance_loss": 0.1}
+    scores = log_scores(router, x @ gate.T)
+    bias = RouterBias(4, 1.0) if router == "sigmoid" else None
+    weights, experts = choose(scores, bias, 2, True)
+    np.testing.assert_allclose(weights, data[f"router_{router}/w"], atol=1e-6)
+    np.testing.assert_array_equal(experts, data[f"router_{router}/idx"])
+    cfg = lx.MixtureOfExpertsConfig(4, 2, 12, router=router, **losses)
+    mixer = eqx.tree_at(lambda m: m.router, cfg.build(8, KEY), gate)
+    np.testing.assert_allclose(mixer(x)[1].loss, data[f"router_{router}/aux"], rtol=1e-6)
+    if router == "softmax":
+        loss = lx.MixtureOfExpertsConfig(4, 2, 12, z_loss=1.0).build(8, KEY)
+        loss = eqx.tree_at(lambda m: m.router, loss, gate)(x)[1].loss
+        np.testing.assert_allclose(loss, data["router_softmax/z"], rtol=1e-6)
+    # Its capacity 0.34: two places for each expert among the first choices, two among the second.
+    room = find_room(experts, jnp.ones(6, bool), 4, 0.34)
+    assert [[4, 0], [5, 1]] == np.argwhere(~np.asarray(room)).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -209,33 +335,65 @@ def language_model():
     return lx.LanguageModelConfig(11, FEATURES, stack).build(KEY)
 
 
-def test_auxiliary_losses_reach_the_output_of_a_model(language_model):
-    tokens = jnp.arange(TIME) % 11
-    mask = jnp.arange(TIME) < 17
-    context = lx.SequenceContext(mask=mask)
+def test_experts_reach_the_training_loop():
+    """Each of four layers its own: two kinds of experts in a pattern that is repeated.
+
+    What is minimised are the auxiliary losses alone, and some positions are padding.
+    """
+    limited = CONFIG.updated("capacity", 0.75).updated("shared_features", None)
+    biased = limited.updated("capacity", None).updated("bias_rate", 0.25)
+    blocks = (
+        lx.ResidualBlockConfig(lx.IdentitySequenceMixerConfig(), k) for k in (limited, biased)
+    )
+    stack = lx.StackConfig(((tuple(blocks), 2),))
+    model = lx.LanguageModelConfig(11, FEATURES, stack).build(KEY)
+    tokens = np.random.default_rng(1).integers(0, 11, (4, TIME + 1))
 
     @eqx.filter_jit
-    def run(model):
-        def loss(model):
-            out = model(tokens, context=context)
-            return out.aux.loss, out.logits
+    @partial(eqx.filter_vmap, in_axes=(None, 0))
+    def through(block, x):
+        """What leaves a layer, what it tells, and what its experts read."""
+        x = x + block.sequence_norm(x)
+        h = block.channel_norm(x)
+        y, aux = block.channel_mixer(h)
+        return x + y, aux, h
 
-        return eqx.filter_value_and_grad(loss, has_aux=True)(model)
+    context = lx.SequenceContext(mask=jnp.arange(TIME) < REAL)
 
-    @eqx.filter_jit
-    def by_layer(model):
-        total, h = 0.0, model.embedding(tokens[:17], context=lx.SequenceContext())
-        for block in model.stack.layers():
-            h, aux = block(h)
-            total += aux.loss
-        return total
+    def loss(model, tokens, keys):
+        logits, aux = jax.vmap(lambda tokens: model(tokens, context=context))(tokens[:, :-1])
+        metrics = classify(logits, tokens[:, 1:], aux)
+        return metrics._replace(objective=metrics.aux.loss)
 
-    (loss, _), gradient = run(language_model)
-    np.testing.assert_allclose(loss, by_layer(language_model), rtol=1e-5)
-    (block,) = gradient.stack.groups[0]
-    assert (jnp.abs(block.channel_mixer.router).max(axis=(1, 2)) > 1e-3).all()
-    last = block.channel_mixer.down_proj[-1]
+    def balanced(layer, h):
+        """The bias after a step in which these positions were routed."""
+        choices = np.argsort(-np.asarray(h @ layer.router.T), axis=-1)[..., :2]
+        load = np.bincount(choices.ravel(), minlength=5)
+        return -0.25 * np.sign(load - load.mean())
+
+    x, told, moved = model.embedding.table[tokens[:, :REAL]], [], []
+    for block in model.stack.layers():
+        x, aux, read = through(block, x)
+        told.append(aux)
+        moved.append(balanced(block.channel_mixer, read))
+    expected = np.stack(moved[1::2])
+    assert (expected[0] != expected[1]).any()
+    optimizer = optax.sgd(0.1)
+    step = jax.jit(make_train_step(loss, optimizer, seed=0))
+    state, report = step(init_state(model, optimizer), tokens)
+    _, biased = state.model.stack.groups[0]
+    np.testing.assert_array_equal(biased.channel_mixer.router_bias.offset.array, expected)
+    change = jax.tree.map(jnp.subtract, state.model, model).stack.groups[0]
+    for block in change:
+        assert (jnp.abs(block.channel_mixer.router).max(axis=(1, 2)) > 1e-3).all()
+    last = change[1].channel_mixer.down_proj[-1]
     assert (last == 0).all(), "nothing comes after the last experts that has a loss"
+    sums = {name: sum(float(getattr(aux, name).sum()) for aux in told) for name in told[0]._fields}
+    record = to_record(1, report)
+    assert record["auxiliary_loss"] == pytest.approx(sums["loss"] / 4, rel=1e-5)
+    assert record["dropped"] == pytest.approx(sums["dropped"] / sums["routed"]) and sums["dropped"]
+    assert record["load"] == pytest.approx(sums["busiest"] / sums["routed"])
+    assert sums["routed"] == 4 * REAL * 2 * 4
 
 
 def test_steps_are_the_whole(language_model):
@@ -281,7 +439,9 @@ def test_sizes_variance_and_work():
         ({"shared_features": 0}, "`shared_features` must be positive or None"),
         ({"expert_features": -1}, "`expert_features` must be positive or None"),
         ({"z_loss": -1.0}, "`z_loss` must be at least 0"),
-        ({"capacity": 1.0}, "has no field `capacity`"),
+        ({"capacity": 0.0}, "`capacity` must be positive or None"),
+        ({"bias_rate": -0.1}, "`bias_rate` must be positive or None"),
+        ({"router": "tanh"}, "`MixtureOfExpertsConfig.router` must be"),
     ],
 )
 def test_wrong_configs(wrong, message):

@@ -24,6 +24,7 @@ from linax_like.training import (
     scale_by_muon,
 )
 from linax_like.training.muon import newton_schulz
+from linax_like.types import Aux, no_aux
 
 
 TIME, VOCABULARY, BATCH = 12, 20, 8
@@ -39,7 +40,7 @@ def language_model(mixer=None, *, dropout=0.0, dtype: Any = "float32") -> lx.Lan
 
 def token_loss(model, batch, keys) -> Metrics:
     logits, aux = jax.vmap(model)(batch["inputs"], keys)
-    return classify(logits, batch["targets"], aux.loss)
+    return classify(logits, batch["targets"], aux)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,9 @@ def test_accumulation_weighs_items_not_parts(model, batch):
         tokens, targets, real = batch
         logits, _ = jax.vmap(model)(tokens, keys)
         losses = jnp.where(real, cross_entropy(logits, targets), 0.0)
-        return Metrics(losses.sum(), losses.sum(), jnp.zeros(()), real.sum().astype(jnp.float32))
+        return Metrics(
+            losses.sum(), losses.sum(), jnp.zeros(()), real.sum().astype(jnp.float32), no_aux()
+        )
 
     padded = batch["inputs"], batch["targets"], real
     optimizer = optax.sgd(0.1)
@@ -146,7 +149,7 @@ def zero_gradient_step(model, cfg):
 
     def no_loss(model, batch, keys):
         total = jnp.asarray(sum(map(jnp.sum, jax.tree.leaves(model))))
-        return Metrics(0.0 * total, total, total, jnp.ones(()))
+        return Metrics(0.0 * total, total, total, jnp.ones(()), no_aux())
 
     optimizer = cfg.build(model, 10)
     step = jax.jit(make_train_step(no_loss, optimizer, seed=0))
@@ -230,7 +233,7 @@ def test_buffers_are_frozen():
 
     def squares(model, batch, keys):
         loss = jnp.sum(jax.vmap(model)(batch) ** 2)
-        return Metrics(loss, loss, loss, jnp.asarray(4.0))
+        return Metrics(loss, loss, loss, jnp.asarray(4.0), no_aux())
 
     optimizer = optax.adamw(0.1, weight_decay=0.5)
     state, _ = make_train_step(squares, optimizer, seed=0)(
@@ -276,7 +279,8 @@ def test_muon_makes_every_matrix_of_a_batch_orthogonal(key):
 
 def test_auxiliary_losses_are_minimised_too():
     logits, labels = jnp.zeros((2, 3, 4)), jnp.zeros((2, 3), jnp.int32)
-    metrics = classify(logits, labels, jnp.asarray([1.0, 2.0]))
+    aux = Aux(jnp.asarray([1.0, 2.0]), *jnp.ones((3, 2)))
+    metrics = classify(logits, labels, aux)
     assert float(metrics.items) == 6
     mean_objective = float(metrics.objective / metrics.items)
     assert mean_objective == pytest.approx(np.log(4) + 1.5)  # the examples' mean auxiliary loss

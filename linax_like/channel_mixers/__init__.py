@@ -14,3 +14,8 @@ from .mixture_of_experts import (
     MixtureOfExpertsConfig as MixtureOfExpertsConfig,
 )
 from .mlp import MLP as MLP, MLPConfig as MLPConfig
+from .routing import (
+    balance as balance,
+    router_biases as router_biases,
+    RouterBias as RouterBias,
+)

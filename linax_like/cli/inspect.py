@@ -10,8 +10,8 @@ import jax.random as jr
 import tyro
 from jaxtyping import PyTree
 
+from ..freezing import count_parameters
 from ..models import LanguageModel, SequenceModel
-from ..parameters import count_parameters
 from ..paths import named_arrays
 from ..training import init_state, read_config, RunConfig
 from .train import preset, PRESETS
@@ -61,8 +61,8 @@ def _find(target: str) -> RunConfig:
 
 
 def _training_state(model: PyTree, config: RunConfig) -> PyTree:
-    optimizer = config.optimizer.build(model, config.steps)
-    return init_state(model, optimizer, average=config.optimizer.average is not None)
+    optimizer = config.optimizer.build(model, config.steps, config.frozen)
+    return init_state(model, optimizer, config.optimizer.average is not None, config.frozen)
 
 
 def _print_parameters(title: str, model: PyTree) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from ..config import AbstractConfig
-from ..parameters import count_parameters
+from ..freezing import count_parameters
 from ..training import digits_run, Interrupted, read_config, RunConfig, text_run, train
 from .report import report
 

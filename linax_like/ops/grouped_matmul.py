@@ -41,19 +41,12 @@ def _grouped_outer(x, y, group, groups: int):
 
 
 class _Blocks(NamedTuple):
-    """Rows sorted by group, and cut into blocks of one group each.
-
-    The last block of a group reaches into the rows behind it.
-    """
+    """Blocks of so many rows, each of one group; the last one of a group may reach behind it."""
 
     size: int
-    order: Int[Array, " rows"]
-    starts: Int[Array, " groups"]
+    starts: Int[Array, " groups"]  # the first row of a group that is in these blocks
     ends: Int[Array, " groups"]
     last: Int[Array, " groups"]  # the block behind the group's last
-
-    def sort(self, x: Float[Array, "rows size"]) -> Float[Array, "padded size"]:
-        return jnp.pad(x[self.order], ((0, self.size), (0, 0)))
 
     def place(self, block: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""]]:
         """The group of a block, and its first row."""
@@ -64,48 +57,76 @@ class _Blocks(NamedTuple):
     def rows(self, x: Float[Array, "padded size"], start: Int[Array, ""]) -> Array:
         return jax.lax.dynamic_slice_in_dim(x, start, self.size)
 
+    def loop(self, body: Callable, carry: Array) -> Array:
+        """`carry = body(block, carry)` over all blocks in order."""
+        return jax.lax.fori_loop(0, self.last[-1], body, carry)
 
-def _cut(group: Int[Array, " rows"], groups: int) -> _Blocks:
-    """Blocks no larger than half of what a group has on average: little of them is overhang."""
-    size = min(128, max(1, len(group) // (2 * groups)))
+
+class _Plan(NamedTuple):
+    """Rows sorted by group, and cut into blocks: large ones, and small ones for what is left."""
+
+    order: Int[Array, " rows"]
+    small: _Blocks
+    large: _Blocks
+
+    def sort(self, x: Float[Array, "rows size"]) -> Float[Array, "padded size"]:
+        return jnp.pad(x[self.order], ((0, self.small.size), (0, 0)))
+
+
+def _cut(group: Int[Array, " rows"], groups: int) -> _Plan:
+    """Large blocks are at most half of what a group has on average, so that most have one."""
+    large = min(512, max(1, len(group) // (2 * groups)))
+    small = min(128, large)
     group = jnp.where((group >= 0) & (group < groups), group, groups)
     order = jnp.argsort(group)
     edges = jnp.searchsorted(group[order], jnp.arange(groups + 1, dtype=group.dtype))
-    last = jnp.cumsum(-(-jnp.diff(edges) // size))
-    return _Blocks(size, order, edges[:-1], edges[1:], last)
+    starts, ends = edges[:-1], edges[1:]
+    whole = (ends - starts) // large
+    middle = starts + whole * large
+    rest = -(-(ends - middle) // small)
+    return _Plan(
+        order,
+        _Blocks(small, middle, ends, jnp.cumsum(rest)),
+        _Blocks(large, starts, middle, jnp.cumsum(whole)),
+    )
 
 
 @jax.jit
 def _multiply(x, weight, group):
-    blocks = _cut(group, len(weight))
-    sorted_x = blocks.sort(x)
+    plan = _cut(group, len(weight))
+    sorted_x = plan.sort(x)
+    y, _ = vary_together(jnp.zeros((len(sorted_x), weight.shape[1]), x.dtype), x)
+    # What a small block writes behind its group is overwritten, by a later one or a large one.
+    for blocks in (plan.small, plan.large):
 
-    def set_block(block, y):  # the next block overwrites the rows that this one reaches into
-        of, start = blocks.place(block)
-        rows = _dot(blocks.rows(sorted_x, start), weight[of], (1, 1))
-        return jax.lax.dynamic_update_slice_in_dim(y, rows.astype(y.dtype), start, 0)
+        def set_block(block, y, blocks=blocks):
+            of, start = blocks.place(block)
+            rows = _dot(blocks.rows(sorted_x, start), weight[of], (1, 1))
+            return jax.lax.dynamic_update_slice_in_dim(y, rows.astype(y.dtype), start, 0)
 
-    y = jnp.zeros((len(sorted_x), weight.shape[1]), x.dtype)
-    y, *_ = vary_together(y, x)
-    y = jax.lax.fori_loop(0, blocks.last[-1], set_block, y)[: len(x)]
-    in_a_group = (jnp.arange(len(x)) < blocks.ends[-1])[:, None]
-    return jnp.zeros_like(y).at[blocks.order].set(jnp.where(in_a_group, y, 0))
+        y = blocks.loop(set_block, y)
+    in_a_group = (group >= 0) & (group < len(weight))
+    return jnp.where(in_a_group[:, None], y[jnp.argsort(plan.order)], 0)
 
 
 @partial(jax.jit, static_argnames="groups")
 def _sum_outer(x, y, group, *, groups):
-    blocks = _cut(group, groups)
-    sorted_x, sorted_y = blocks.sort(x), blocks.sort(y)
-
-    def add_block(block, total):
-        of, start = blocks.place(block)
-        mine = (start + jnp.arange(blocks.size) < blocks.ends[of])[:, None]
-        rows_x, rows_y = (jnp.where(mine, blocks.rows(v, start), 0) for v in (sorted_x, sorted_y))
-        return total.at[of].add(_dot(rows_y, rows_x, (0, 0)))
-
+    plan = _cut(group, groups)
+    sorted_x, sorted_y = plan.sort(x), plan.sort(y)
     shape = (groups, y.shape[1], x.shape[1])
     total, _ = vary_together(jnp.zeros(shape, accumulation_dtype(x.dtype)), x)
-    return jax.lax.fori_loop(0, blocks.last[-1], add_block, total).astype(x.dtype)
+    for blocks in (plan.small, plan.large):
+
+        def add_block(block, total, blocks=blocks):
+            of, start = blocks.place(block)
+            rows_x, rows_y = (blocks.rows(v, start) for v in (sorted_x, sorted_y))
+            if blocks is plan.small:
+                mine = (start + jnp.arange(blocks.size) < blocks.ends[of])[:, None]
+                rows_x, rows_y = (jnp.where(mine, rows, 0) for rows in (rows_x, rows_y))
+            return total.at[of].add(_dot(rows_y, rows_x, (0, 0)))
+
+        total = blocks.loop(add_block, total)
+    return total.astype(x.dtype)
 
 
 def _dot(a: Array, b: Array, axes: tuple[int, int]) -> Array:

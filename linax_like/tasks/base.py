@@ -4,13 +4,14 @@ import abc
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from ..config import AbstractConfig
 from ..ops.cross_entropy import cross_entropy, SummedLoss
-from ..types import Scalar
+from ..types import Aux, Scalar
 
 
 Batch = dict[str, np.ndarray]  # every array has a leading axis of examples
@@ -25,15 +26,17 @@ class Metrics(NamedTuple):
     - `loss`: the items' losses, in nats.
     - `correct`: items whose most probable label is the right one.
     - `items`: how many there are.
+    - `aux`: each example's auxiliary loss once per item, and how busy experts were.
     """
 
     objective: Scalar
     loss: Scalar
     correct: Scalar
     items: Scalar
+    aux: Aux
 
     def plus(self, other: "Metrics") -> "Metrics":
-        return Metrics(*(a + b for a, b in zip(self, other, strict=True)))
+        return jax.tree.map(jnp.add, self, other)
 
 
 @dataclass(frozen=True)
@@ -79,23 +82,27 @@ class AbstractTask(abc.ABC):
         """The results of a trained model on the held-out data."""
 
 
-def classify(
-    logits: Float[Array, "*shape classes"], labels: Array, auxiliary: Float[Array, " batch"]
-) -> Metrics:
+def classify(logits: Float[Array, "*shape classes"], labels: Array, aux: Aux) -> Metrics:
     """The sums of a batch of classifications.
 
-    - `auxiliary`: each example's `Aux.loss`.
+    - `aux`: that of every example.
     """
     losses = jnp.sum(cross_entropy(logits, labels))
     correct = jnp.sum(jnp.argmax(logits, -1) == labels).astype(jnp.float32)
-    return sum_up(SummedLoss(losses, losses, correct), labels.size, auxiliary)
+    return sum_up(SummedLoss(losses, losses, correct), labels.size, aux)
 
 
-def sum_up(sums: SummedLoss, items: int, auxiliary: Float[Array, " batch"]) -> Metrics:
-    """The sums of a batch with so many items, and each example's `Aux.loss` once per item."""
+def sum_up(sums: SummedLoss, items: int, aux: Aux) -> Metrics:
+    """The sums of a batch with so many items.
+
+    - `aux`: that of every example.
+    """
+    per_example, aux = items / aux.loss.size, jax.tree.map(jnp.sum, aux)
+    aux = aux._replace(loss=per_example * aux.loss)
     return Metrics(
-        objective=sums.objective + items / auxiliary.size * jnp.sum(auxiliary),
+        objective=sums.objective + aux.loss,
         loss=sums.loss,
         correct=sums.correct,
         items=jnp.asarray(items, jnp.float32),
+        aux=aux,
     )

@@ -114,7 +114,7 @@ class DigitsTask(AbstractTask):
         self, model: PyTree, batch: PyTree[Array], keys: Key[Array, " batch"] | None
     ) -> Metrics:
         logits, aux = jax.vmap(model)(batch["inputs"], keys)
-        return classify(logits, batch["targets"], aux.loss)
+        return classify(logits, batch["targets"], aux)
 
     def evaluate(self, model: PyTree) -> dict[str, float]:
         """Accuracy on the held-out images, and their mean loss in nats."""

@@ -105,7 +105,7 @@ class TextTask(AbstractTask):
         self, model: PyTree, batch: PyTree[Array], keys: Key[Array, " batch"] | None
     ) -> Metrics:
         sums, aux = token_loss(model, batch["inputs"], batch["targets"], keys)
-        return sum_up(sums, batch["targets"].size, aux.loss)
+        return sum_up(sums, batch["targets"].size, aux)
 
     def evaluate(self, model: PyTree) -> dict[str, float]:
         """Bits per held-out byte, each predicted once from the text before it.

@@ -15,8 +15,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from ..freezing import count_parameters
 from ..parallel import DATA, data_mesh, jit_step, pmap_step, replicate, shard_batch
-from ..parameters import count_parameters
 from ..tasks import AbstractTask
 from .checkpoint import CheckpointStore
 from .metrics import MetricsLog, read_records, Record, to_record
@@ -137,8 +137,9 @@ def _prepare(
     task.check(config.model)
     shard_batch(mesh, np.zeros(config.batch_size // config.accumulation))
     model = config.model.build(jr.key(config.seed))
-    optimizer = config.optimizer.build(model, config.steps)
-    state = init_state(model, optimizer, average=config.optimizer.average is not None)
+    optimizer = config.optimizer.build(model, config.steps, config.frozen)
+    average = config.optimizer.average is not None
+    state = init_state(model, optimizer, average, config.frozen)
     return task, mesh, optimizer, state
 
 
@@ -152,6 +153,7 @@ def _compile(
         seed=config.seed,
         accumulation=config.accumulation,
         average=config.optimizer.average,
+        frozen=config.frozen,
         axis_name=DATA if mapped else None,
     )
     return pmap_step(mesh, step) if mapped else jit_step(mesh, step)

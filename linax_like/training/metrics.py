@@ -14,15 +14,27 @@ Record = dict[str, int | float]
 
 
 def to_record(step: int, report: Report) -> Record:
-    """The means of a step, fetched from the device."""
+    """The means of a step, fetched from the device; of experts, if there are any:
+
+    - `auxiliary_loss`: what is added to the loss.
+    - `dropped`: the fraction of choices for which an expert had no room.
+    - `load`: the most choices of an expert over the mean, averaged over layers and examples.
+    """
     report = jax.device_get(report)
-    metrics = report.metrics
+    metrics, aux = report.metrics, report.metrics.aux
     items = float(metrics.items)
-    return {
+    record = {
         "step": step,
         "loss": float(metrics.loss) / items,
         "accuracy": float(metrics.correct) / items,
         "gradient_norm": float(report.gradient_norm),
+    }
+    if aux.routed == 0:
+        return record
+    return record | {
+        "auxiliary_loss": float(aux.loss) / items,
+        "dropped": float(aux.dropped / aux.routed),
+        "load": float(aux.busiest / aux.routed),
     }
 
 

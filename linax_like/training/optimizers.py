@@ -9,7 +9,7 @@
 AdamW: https://arxiv.org/abs/1711.05101. Muon: https://kellerjordan.github.io/posts/muon.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,7 @@ import optax
 from jaxtyping import PyTree
 
 from ..config import AbstractConfig, require, require_choice, require_positive
-from ..parameters import trainable
+from ..freezing import trainable
 from ..sequence_mixers import AbstractQKVOperator, AbstractSequenceMixer
 from ..stack import Stack
 from .muon import scale_by_muon
@@ -71,9 +71,14 @@ class OptimizerConfig(AbstractConfig):
             require(0 <= getattr(self, field) < 1, self, field, "in [0, 1)")
         require(self.average is None or 0 < self.average < 1, self, "average", "in (0, 1) or None")
 
-    def build(self, model: PyTree, steps: int) -> optax.GradientTransformation:
-        """The update rule for the trained arrays of a model, over so many steps."""
-        return _build(self, eqx.filter(model, trainable(model)), steps)
+    def build(
+        self, model: PyTree, steps: int, frozen: Sequence[str] = ()
+    ) -> optax.GradientTransformation:
+        """The update rule for the trained arrays of a model, over so many steps.
+
+        - `frozen`: patterns of the names of arrays that are not trained.
+        """
+        return _build(self, eqx.filter(model, trainable(model, frozen)), steps)
 
     def _require_positive_or_none(self, field: str) -> None:
         value = getattr(self, field)

@@ -34,6 +34,8 @@ class RunConfig(AbstractConfig):
 
     - `batch_size`: examples per step, over all devices.
     - `accumulation`: parts that a batch is computed in, to save memory.
+    - `frozen`: patterns of public names, such as `"stack/*/channel_mixer/*"`. What fits one is not
+        trained, and does not change by one bit.
     - `parallelism`: how the devices share a batch. `"jit"` leaves it to the compiler, `"pmap"` gives
         each its part with `jax.pmap`. The losses are the same, up to rounding.
     - `seed`: decides the initial weights, the order of the data, and dropout.
@@ -46,6 +48,7 @@ class RunConfig(AbstractConfig):
     steps: int = 1000
     batch_size: int = 16
     accumulation: int = 1
+    frozen: tuple[str, ...] = ()
     parallelism: Literal["jit", "pmap"] = "jit"
     seed: int = 0
     log_every: int = 10

@@ -1,6 +1,6 @@
 """One training step, as a pure function of the state and a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -10,8 +10,9 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Int, Key, PyTree
 
+from ..channel_mixers import balance, router_biases
+from ..freezing import keep_frozen, trainable
 from ..ops.varying import vary_together
-from ..parameters import trainable
 from ..tasks import Metrics
 from ..types import Scalar
 
@@ -44,10 +45,13 @@ class Report(NamedTuple):
 
 
 def init_state(
-    model: PyTree, optimizer: optax.GradientTransformation, average: bool = False
+    model: PyTree,
+    optimizer: optax.GradientTransformation,
+    average: bool = False,
+    frozen: Sequence[str] = (),
 ) -> TrainState:
     """The state before the first step."""
-    parameters = eqx.filter(model, trainable(model))
+    parameters = eqx.filter(model, trainable(model, frozen))
     mean = jax.tree.map(jnp.array, model) if average else None
     return TrainState(model, optimizer.init(parameters), mean, jnp.zeros((), jnp.int32))
 
@@ -59,6 +63,7 @@ def make_train_step(
     seed: int,
     accumulation: int = 1,
     average: float | None = None,
+    frozen: Sequence[str] = (),
     axis_name: str | None = None,
 ) -> Callable[[TrainState, PyTree[Array]], tuple[TrainState, Report]]:
     """A pure function of state and batch. Under `jit`, donate the state: `donate_argnums=0`.
@@ -67,27 +72,40 @@ def make_train_step(
     - `accumulation`: how many parts a batch is cut into, one after the other, to save memory. The
         result is that of the whole batch.
     - `average`: decay per step of the running mean of the weights.
+    - `frozen`: patterns of the names of arrays that stay as they are; the optimizer and the state
+        are made with the same.
     - `axis_name`: of the axis of devices under `jax.pmap` or `jax.shard_map`, where a step gets its
         device's part of the batch. The result is that of the whole batch.
     """
 
     def step(state: TrainState, batch: PyTree[Array]) -> tuple[TrainState, Report]:
-        parameters, frozen = eqx.partition(state.model, trainable(state.model))
+        trained = trainable(state.model, frozen)
+        parameters, rest = eqx.partition(state.model, trained)
+        biases, fixed = eqx.partition(rest, router_biases(rest))
         key = jr.fold_in(jr.key(seed), state.step)
         keys = _example_keys(key, len(jax.tree.leaves(batch)[0]), axis_name)
 
-        def objective(parameters: PyTree, examples: PyTree):
-            metrics = loss(eqx.combine(parameters, frozen), *examples)
+        def objective(moving: PyTree, examples: PyTree):
+            metrics = loss(eqx.combine(*moving, fixed), *examples)
             return metrics.objective, metrics
 
         gradient = jax.grad(objective, has_aux=True)
-        gradients, metrics = _sum_over_parts(gradient, accumulation, parameters, (batch, keys))
+        moving, examples = (parameters, biases), (batch, keys)
+        sums = _sum_over_parts(gradient, accumulation, moving, examples)
         if axis_name is not None:
-            gradients, metrics = jax.lax.psum((gradients, metrics), axis_name)
+            sums = jax.lax.psum(sums, axis_name)
+        (gradients, loads), metrics = sums
         gradients = jax.tree.map(lambda leaf: leaf / metrics.items, gradients)
+        gradients = keep_frozen(gradients, jax.tree.map(jnp.zeros_like, gradients), frozen)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, parameters)
-        model = eqx.combine(optax.apply_updates(parameters, updates), frozen)
-        mean = None if average is None else _move(state.average, model, average, state.step)
+        moved = optax.apply_updates(parameters, updates)
+        model = eqx.combine(moved, balance(biases, loads), fixed)
+        model = keep_frozen(model, state.model, frozen)
+        mean = None
+        if average is not None:
+            before, now = (eqx.filter(tree, trained) for tree in (state.average, model))
+            mean = eqx.combine(_move(before, now, average, state.step), model)
+            mean = keep_frozen(mean, model, frozen)
         new = TrainState(model, optimizer_state, mean, state.step + 1)
         return new, Report(metrics, optax.tree.norm(gradients))
 
@@ -128,8 +146,6 @@ def _move(mean: PyTree, model: PyTree, decay: float, step: Int[Array, ""]) -> Py
     kept = jnp.minimum(decay, (1 + count) / (10 + count))
 
     def move(old: Array, new: Array) -> Array:
-        if not jnp.issubdtype(old.dtype, jnp.inexact):
-            return new
         return (kept * old + (1 - kept) * new).astype(old.dtype)
 
     return jax.tree.map(move, mean, model)

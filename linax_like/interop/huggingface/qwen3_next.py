@@ -103,6 +103,8 @@ def config_to(config: LanguageModelConfig) -> dict[str, Any]:
     experts = llama.build(cfg, config.features, MixtureOfExperts)
     if cfg.shared_features is None:
         raise ValueError("it has no expert that every position goes through")
+    if (cfg.router, cfg.shared_gate, cfg.capacity, cfg.bias_rate) != ("softmax", True, None, None):
+        raise ValueError("its experts are not chosen, limited and added up as Qwen's")
     plain = [i for i, mixer in enumerate(mixers) if not isinstance(mixer, MixtureOfExpertsConfig)]
     hidden = 8
     if plain:
