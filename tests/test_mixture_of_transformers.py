@@ -9,6 +9,8 @@ from golden_numbers import assert_close, GOLDEN, load
 
 import linax_like as lx
 from linax_like.interop import huggingface
+from linax_like.tasks.base import sum_up
+from linax_like.training import init_state, make_train_step, OptimizerConfig
 
 
 PATCHES = lx.ModalityConfig(
@@ -122,6 +124,31 @@ def test_losses_are_by_modality(mixture, images):
     with pytest.raises(ValueError, match="has no head"):
         headless = eqx.tree_at(lambda m: m.heads, mixture, {"text": mixture.heads["text"]})
         lx.stream_losses(headless, streams, targets)
+
+
+def test_a_frozen_modality_does_not_move_and_experts_are_counted(key, images):
+    """By one bit, and from inside a mixture's blocks."""
+    experts = lx.MixtureOfExpertsConfig(2, 1, 8, balance_loss=1.0)
+    modalities = {"image": PATCHES, "text": lx.ModalityConfig(11)}
+    cfg = lx.presets.mixture_of_transformers(8, modalities, 1, num_heads=2, experts=experts)
+    model, frozen = cfg.build(key), ("*/text/*",)
+    tokens = jnp.asarray([[1, 5, 2, 9], [3, 3, 0, 4]])
+    batch = {"image": images, "text": tokens}
+
+    def loss(model, batch, keys):
+        losses, aux = lx.stream_losses(model, batch, {"text": batch["text"][:, ::-1]}, keys)
+        return sum_up(losses["text"], tokens.size, aux)
+
+    optimizer = OptimizerConfig(warmup=0.0).build(model, 4, frozen)
+    step = eqx.filter_jit(make_train_step(loss, optimizer, seed=0, frozen=frozen))
+    state, report = step(init_state(model, optimizer, frozen=frozen), batch)
+    assert float(report.metrics.aux.routed) == 2 * (4 + 4)  # patches and words of two examples
+    before, after = lx.named_arrays(model), lx.named_arrays(state.model)
+    moved = {name for name, array in after.items() if not np.array_equal(array, before[name])}
+    assert not any("/text/" in name for name in moved)
+    assert "stack/0/sequence_mixer/projections/image/v_proj" in moved
+    adapted = lx.lora(model, ("*/text/q_proj",), rank=2, key=key)
+    assert eqx.tree_equal(adapted.merged, model)
 
 
 def test_warm_start_from_the_references_names(key):
