@@ -141,7 +141,9 @@ class LinearSequenceMixer(AbstractRecurrentMixer[LinearState]):
         capacity = len(inputs)
         inputs = inputs.at[length].set(x.astype(inputs.dtype))
         weight = take(self.weight[:, :capacity], length)
-        weight = jnp.where(jnp.arange(capacity) <= length, weight, 0)  # for the gradient by the state
+        weight = jnp.where(
+            jnp.arange(capacity) <= length, weight, 0
+        )  # for the gradient by the state
         y = einsum("s,sf->f", self._scaled(weight).astype(inputs.dtype), inputs)
         y = jnp.where(length < capacity, y, jnp.nan).astype(x.dtype)
         new = LinearState(inputs, length + 1)

@@ -18,6 +18,7 @@ KEY = jr.key(0, impl="rbg")
 TIME, HEADS, KV_HEADS, HEAD = 23, 4, 2, 6
 SEGMENTS = np.repeat([7, 3, 9], [5, 8, 10])
 MASK = np.arange(TIME) % 5 != 2
+SPANS = np.where(np.arange(TIME) % 11 < 9, np.arange(TIME) // 11, -1)
 
 CASES: dict[str, dict[str, Any]] = {
     "causal": {},
@@ -28,6 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
     "padding": {"mask": MASK},
     "nothing to see": {"mask": np.zeros(TIME, bool)},
     "soft cap": {"soft_cap": 0.7},
+    "spans": {"spans": SPANS, "window": 6},
     "all": {"window": 6, "segment_ids": SEGMENTS, "mask": MASK, "soft_cap": 0.7, "scale": 2.0},
 }
 
@@ -45,7 +47,16 @@ def operands(dtype=jnp.float32, time=TIME, keys=TIME, heads=HEADS, kv_heads=KV_H
 
 
 def loop(
-    q, k, v, causal=True, window=None, segment_ids=None, mask=None, soft_cap=None, scale=None
+    q,
+    k,
+    v,
+    causal=True,
+    window=None,
+    segment_ids=None,
+    mask=None,
+    spans=None,
+    soft_cap=None,
+    scale=None,
 ):
     """The definition, one query and head at a time, in NumPy float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
@@ -56,7 +67,8 @@ def loop(
         seen = [
             s
             for s in range(len(k))
-            if (not causal or s <= here)
+            if (spans is not None and spans[s] == spans[here] >= 0)
+            or (not causal or s <= here)
             and (window is None or abs(here - s) < window)
             and (segment_ids is None or segment_ids[s] == segment_ids[here])
             and (mask is None or mask[s])
@@ -197,7 +209,7 @@ def test_memory_is_linear_in_time(monkeypatch):
 
 def test_a_window_bounds_the_keys_that_are_visited():
     q, k, v = operands(time=4096, keys=4096)
-    blocks = xla._in_blocks(q, k, v, None, None, _rules(window=100), 128)
+    blocks = xla._in_blocks(q, k, v, None, None, None, _rules(window=100), 128)
     for i in (0, 1, 17, 31):
         low, high = xla._seen_blocks(blocks, jnp.asarray(i), _rules(window=100))
         assert (int(low), int(high)) == (max(i - 1, 0), i + 1)
