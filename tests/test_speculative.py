@@ -65,7 +65,7 @@ def test_states_are_those_of_what_was_kept():
     model, prompt = build(LRU, vocabulary=11), jnp.asarray([1, 2, 3])
     draft = disturbed(model, 0.3)
     setup = Setup(model, draft, 3, Sampling(temperature=0.0), jnp.zeros((0,), jnp.int32))
-    row = jax.jit(lambda: open_row(setup, KEY, prompt, None, 24, jnp.int32(0)))()
+    row = jax.jit(lambda: open_row(setup, KEY, prompt, None, None, 24, jnp.int32(0)))()
     advance = jax.jit(lambda row: speculate_row(setup, row))
     kept = []
     for _ in range(6):

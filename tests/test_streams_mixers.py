@@ -20,7 +20,7 @@ MIXERS = {
 }
 
 
-@pytest.fixture(scope="module", params=MIXERS)
+@pytest.fixture(scope="module", params=["attention", "recurrence"])
 def mixer(request, key):
     return MIXERS[request.param].build(8, key)
 
@@ -58,6 +58,7 @@ def pull(mixer, streams, context=None, weights=None):
     return jax.value_and_grad(total, has_aux=True)(streams)
 
 
+@pytest.mark.parametrize("mixer", MIXERS, indirect=True)
 def test_chunks_and_steps_are_the_whole(mixer, streams):
     """One stream after the other in one chunk, and interleaved, position by position."""
     (_, whole), _ = pull(mixer, streams)
