@@ -169,7 +169,7 @@ class Stack(eqx.Module):
         self, state: StackState, x: Residual, *, context: Context | None = None
     ) -> tuple[StackState, Residual]:
         """Advances many positions at once."""
-        cursor, context = _advance(self.modalities, state.cursor, context, x)
+        cursor, context = _advance_cursor(self.modalities, state.cursor, context, x)
         method = lambda block, state, x: block.prefill(state, x, context=context)
         blocks, x = self._advance(method, state.blocks, x)
         return StackState(cursor, blocks), x
@@ -178,7 +178,7 @@ class Stack(eqx.Module):
         self, state: StackState, x: Residual, *, context: Context | None = None
     ) -> tuple[StackState, Residual]:
         """Advances one position."""
-        cursor, context = _advance_one(self.modalities, state.cursor, context, x)
+        cursor, context = _advance_cursor_one(self.modalities, state.cursor, context, x)
         method = lambda block, state, x: block.step(state, x, context=context)
         blocks, x = self._advance(method, state.blocks, x)
         return StackState(cursor, blocks), x
@@ -304,7 +304,9 @@ def _modalities(groups: tuple[tuple[Block, ...], ...]) -> tuple[str, ...] | None
     return found.pop()
 
 
-def _advance(modalities, cursor: Cursor | StreamsCursor, context: Context | None, x: Residual):
+def _advance_cursor(
+    modalities, cursor: Cursor | StreamsCursor, context: Context | None, x: Residual
+):
     """The cursor after a chunk, and the context that the blocks get."""
     if isinstance(cursor, Cursor):
         return advance(cursor, context, len(x))
@@ -312,7 +314,9 @@ def _advance(modalities, cursor: Cursor | StreamsCursor, context: Context | None
     return advance_streams(modalities, cursor, context, sizes)[0], context
 
 
-def _advance_one(modalities, cursor: Cursor | StreamsCursor, context: Context | None, x: Residual):
+def _advance_cursor_one(
+    modalities, cursor: Cursor | StreamsCursor, context: Context | None, x: Residual
+):
     if isinstance(cursor, Cursor):
         return advance_one(cursor, context)
     chunk = None if context is None else context.lift()

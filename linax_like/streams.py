@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from .context import advance, Cursor, known, SequenceContext, start_cursor
-from .ops.compact import Permutation, permute
+from .ops.compact import arrange, Permutation, permute
 
 
 Streams = dict[str, Float[Array, "_ features"]]  # by modality; one that is left out is empty
@@ -109,19 +109,26 @@ class Joint(eqx.Module):
         """For every position the number of its modality."""
         numbers = enumerate(self.sizes.values())
         flat = jnp.concatenate([jnp.full((size,), number, jnp.int32) for number, size in numbers])
-        return flat if self.permutation is None else flat[self.permutation.order]
+        return arrange(flat, self.permutation)
 
 
-def enter_streams(
-    module: eqx.Module, modalities: tuple[str, ...], in_features: int, streams: Streams
+def require_known(
+    module: eqx.Module, modalities: tuple[str, ...], streams: dict[str, Array]
 ) -> None:
-    """**Raises:** `ValueError` that names a stream which the module does not know or cannot take."""
+    """**Raises:** `ValueError` that names a stream which the module does not know, or without any."""
     if not streams or not streams.keys() <= set(modalities):
         wrong = sorted(streams.keys() - set(modalities))
         raise ValueError(
             f"`{type(module).__name__}` takes a dict of streams, some of {list(modalities)}. "
             f"Received {wrong if wrong else 'an empty one'}."
         )
+
+
+def enter_streams(
+    module: eqx.Module, modalities: tuple[str, ...], in_features: int, streams: Streams
+) -> None:
+    """**Raises:** `ValueError` that names a stream which the module does not know or cannot take."""
+    require_known(module, modalities, streams)
     for name, x in streams.items():
         if x.ndim != 2 or x.shape[-1] != in_features:
             raise ValueError(
@@ -192,7 +199,7 @@ def _join_contexts(
         flat = jnp.concatenate(
             [jnp.ones((sizes[n],), bool) if part is None else part for n, part in parts.items()]
         )
-        return flat if permutation is None else flat[permutation.order]
+        return arrange(flat, permutation)
 
     return SequenceContext(
         mask=join("mask"), segment_ids=join("segment_ids"), timesteps=join("timesteps")

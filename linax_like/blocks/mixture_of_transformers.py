@@ -32,7 +32,7 @@ from ..sequence_mixers import (
     MoTMixerConfig,
     StreamsState,
 )
-from ..streams import Frames, Streams, StreamsContext
+from ..streams import Counting, Frames, require_known, Streams, StreamsContext
 from ..types import Aux, no_aux
 from .base import AbstractStreamsBlock, AbstractStreamsBlockConfig, mix_channels
 
@@ -70,7 +70,7 @@ class MoTBlockConfig(AbstractStreamsBlockConfig):
     head_dim: int | None = None
     qk_norm: bool = False
     bidirectional: tuple[str, ...] = ()
-    counting: Literal["restart", "continue"] = "restart"
+    counting: Counting = "restart"
     rope_base: float | None = 10000.0
     rope_scaling: AbstractRopeScalingConfig | None = None
     shared: AbstractQKVOperatorConfig | AbstractSequenceMixerConfig | None = None
@@ -192,8 +192,8 @@ class MoTBlock(AbstractStreamsBlock):
         return count
 
     def _normalize(self, streams):
-        known = self.sequence_norms
-        return {name: known[name](x) if name in known else x for name, x in streams.items()}
+        require_known(self, self.modalities, streams)
+        return {name: self.sequence_norms[name](x) for name, x in streams.items()}
 
     def _mix_channels(self, streams, key: PRNGKeyArray | None, context: StreamsContext | None):
         context = StreamsContext() if context is None else context

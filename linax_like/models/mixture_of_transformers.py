@@ -24,7 +24,7 @@ from ..heads import (
 from ..initializers import split
 from ..ops.cross_entropy import SummedLoss
 from ..stack import Stack, StackConfig, StackState
-from ..streams import Streams, StreamsContext, StreamsCursor
+from ..streams import require_known, Streams, StreamsContext, StreamsCursor
 from ..types import Aux, no_aux, Token, Tokens
 from .base import AbstractLanguageModel, Dtype
 
@@ -160,8 +160,7 @@ class MixtureOfTransformers(eqx.Module):
         context: StreamsContext | None = None,
     ) -> tuple[StackState, StreamsOutput]:
         """Reads many positions at once, which come after those read before."""
-        x = self._encode(streams, context, state.cursor)
-        state, x = self.stack.prefill(state, x, context=context)
+        state, x = self._advance(state, streams, context)
         return state, self._read_out(x, no_aux(), context)
 
     def step(
@@ -193,6 +192,13 @@ class MixtureOfTransformers(eqx.Module):
             count += sum(part.flop_count((time,), inference) for part in parts)
         return count
 
+    def _advance(
+        self, state: StackState, streams: dict[str, Array], context: StreamsContext | None
+    ) -> tuple[StackState, Streams]:
+        """`prefill` without its heads: what they would read."""
+        x = self._encode(streams, context, state.cursor)
+        return self.stack.prefill(state, x, context=context)
+
     def _encode(
         self,
         streams: dict[str, Array],
@@ -200,12 +206,7 @@ class MixtureOfTransformers(eqx.Module):
         cursor: StreamsCursor | None,
     ) -> Streams:
         """The residual streams before the first block."""
-        if not streams or not streams.keys() <= self.encoders.keys():
-            wrong = sorted(streams.keys() - self.encoders.keys())
-            raise ValueError(
-                f"`MixtureOfTransformers` takes a dict of streams, some of {list(self.modalities)}. "
-                f"Received {wrong if wrong else 'an empty one'}."
-            )
+        require_known(self, self.modalities, streams)
         context = StreamsContext() if context is None else context
         dtype, encoded = jnp.dtype(self.config.dtype), {}
         for name, x in streams.items():
@@ -271,7 +272,7 @@ class StreamLanguageModel(AbstractLanguageModel):
         """The state after raw streams, before at most `max_length` tokens."""
         encode = lambda streams: self.model._encode(streams, None, None)
         lengths = [len(x) for x in jax.eval_shape(encode, streams).values()]
-        return self.model.prefill(self.init_state(max_length + sum(lengths)), streams)[0]
+        return self.model._advance(self.init_state(max_length + sum(lengths)), streams, None)[0]
 
     def prefill(
         self,
@@ -282,9 +283,11 @@ class StreamLanguageModel(AbstractLanguageModel):
         num_last_tokens: int | None = None,
     ) -> tuple[StackState, Logits]:
         here = None if context is None else StreamsContext({self.modality: context})
-        state, output = self.model.prefill(state, {self.modality: tokens}, context=here)
+        state, x = self.model._advance(state, {self.modality: tokens}, here)
         last = len(tokens) if num_last_tokens is None else num_last_tokens
-        return state, Logits(output.logits[self.modality][len(tokens) - last :], output.aux)
+        read = {self.modality: x[self.modality][len(tokens) - last :]}
+        output = self.model._read_out(read, no_aux(), None)
+        return state, Logits(output.logits[self.modality], output.aux)
 
     def step(
         self, state: StackState, token: Token, *, context: SequenceContext | None = None

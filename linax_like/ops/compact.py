@@ -35,3 +35,10 @@ permute.defvjp(
     lambda x, permutation: (x[permutation.order], permutation.inverse),
     lambda inverse, g: (g[inverse], None),
 )
+
+
+def arrange(
+    x: Shaped[Array, " time *shape"], permutation: Permutation | None
+) -> Shaped[Array, " time *shape"]:
+    """`x[order]` of what has no gradient; as it is without a permutation."""
+    return x if permutation is None else x[permutation.order]

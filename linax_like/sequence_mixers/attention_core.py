@@ -15,7 +15,7 @@ from ..context import SequenceContext
 from ..ops.attention import attention
 from ..ops.attention.one_query import attend_once
 from ..ops.attention.ring_buffer import append, chronological
-from ..ops.compact import Permutation
+from ..ops.compact import arrange
 from .base import keep_at_padding
 from .padding import compact, reorder
 
@@ -57,7 +57,7 @@ class AttentionCore(NamedTuple):
         spans: Int[Array, " time"] | None = None,
     ) -> Float[Array, "time heads head"]:
         (q, k, v), packed, permutation = compact((q, k, v), context)
-        spans = _compacted(spans, permutation)
+        spans = None if spans is None else arrange(spans, permutation)
         y = self._attend(q, k, v, packed.segment_ids, packed.mask, spans, padding_last=True)
         return reorder(y, permutation)
 
@@ -89,9 +89,9 @@ class AttentionCore(NamedTuple):
         documents = None if resets is None else jnp.cumsum(resets, dtype=jnp.int32)
         if documents is not None:  # what is stored belongs to document 0
             documents = jnp.concatenate([jnp.zeros(slots.shape, jnp.int32), documents])
-        spans = _compacted(spans, permutation)
         if spans is not None:  # what is stored belongs to none
-            spans = jnp.concatenate([jnp.full(slots.shape, -1, jnp.int32), spans])
+            outside = jnp.full(slots.shape, -1, jnp.int32)
+            spans = jnp.concatenate([outside, arrange(spans, permutation)])
         y = self._attend(
             q,
             jnp.concatenate([state.keys[slots], k]),
@@ -175,9 +175,3 @@ class AttentionCore(NamedTuple):
             return y
         lost = real & (position >= capacity)
         return jnp.where(lost[..., None, None], jnp.nan, y)
-
-
-def _compacted(
-    spans: Int[Array, " time"] | None, permutation: Permutation | None
-) -> Int[Array, " time"] | None:
-    return spans if spans is None or permutation is None else spans[permutation.order]
