@@ -120,7 +120,7 @@ def train(steps: int) -> lx.SequenceModel:
 def loss(model, batch, keys) -> Metrics:
     """Sums of squares, field by field."""
     squares = jnp.sum(jnp.mean((forecast(model, batch["inputs"]) - batch["targets"]) ** 2, (1, 2)))
-    return Metrics(squares, squares, jnp.zeros(()), jnp.asarray(float(len(keys))))
+    return Metrics(squares, squares, jnp.zeros(()), jnp.asarray(float(len(keys))), no_aux())
 
 
 def forecast(model, fields):
