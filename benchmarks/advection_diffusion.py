@@ -23,6 +23,7 @@ import numpy as np
 import linax_like as lx
 from linax_like.tasks.base import Metrics
 from linax_like.training import init_state, make_train_step, OptimizerConfig
+from linax_like.types import no_aux
 
 from . import harness
 
