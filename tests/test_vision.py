@@ -9,6 +9,7 @@ import pytest
 from golden_numbers import KEY
 
 import linax_like as lx
+from linax_like.sequence_mixers import AttentionOperator
 
 
 ATTENTION = lx.QKVSequenceMixerConfig(lx.AttentionOperatorConfig(num_heads=2, causal=False))
@@ -168,6 +169,21 @@ def test_positions_on_a_grid():
 
 VISION = lx.presets.vision_model
 PATCHES = lx.PatchEmbeddingConfig((2, 2))
+
+
+@pytest.mark.parametrize(
+    "preset, sizes",
+    [
+        (VISION, ((4, 4), (2, 2), 1, 5)),
+        (lx.presets.hierarchical_vision_model, ((2, 2), 1, 5)),
+        (lx.presets.field_model, ((2, 2), 1, 5)),
+    ],
+)
+def test_attention_has_the_heads_that_were_asked_for(preset, sizes):
+    model = eqx.filter_eval_shape(preset(*sizes, features=16, num_heads=4).build, KEY)
+    is_operator = lambda node: isinstance(node, AttentionOperator)
+    operators = filter(is_operator, jax.tree.leaves(model, is_leaf=is_operator))
+    assert {operator.num_heads for operator in operators} == {4}
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ def vision_model(
     features: int = 384,
     pattern: str = "A" * 12,
     grid_mixer: AbstractSequenceMixerConfig | None = None,
+    num_heads: int | None = None,
     registers: int = 4,
     readout: Readout = "class",
     drop_path: float = 0.0,
@@ -47,6 +48,7 @@ def vision_model(
     - `features`: width of the residual stream.
     - `pattern`: `"A"` sees patches and tokens, `"H"` is `grid_mixer`, which sees the patches alone.
     - `grid_mixer`: by default `grid_hyena`, with the extent of the grid.
+    - `num_heads`: of attention; by default heads of 64 features.
     - `registers`, `readout`: as in `VisionModelConfig`.
     - `drop_path`, `layer_scale`: as in `ResidualBlockConfig`.
     """
@@ -58,7 +60,7 @@ def vision_model(
         )
     grid = _grid(image_size, patch_size)
     grid_mixer = grid_hyena(grid) if grid_mixer is None else grid_mixer
-    attention = AttentionOperatorConfig(causal=False, qk_norm="rms", grid=grid)
+    attention = AttentionOperatorConfig(num_heads, causal=False, qk_norm="rms", grid=grid)
     layers = [
         PatchBlockConfig(block, grid) if letter == "H" else block
         for letter, block in _blocks(pattern, attention, grid_mixer, drop_path, layer_scale)
@@ -83,6 +85,7 @@ def hierarchical_vision_model(
     features: int = 96,
     patterns: Sequence[str] = ("AA", "AA", "AAAAAA", "AA"),
     grid_mixer: AbstractSequenceMixerConfig | None = None,
+    num_heads: int | None = None,
     drop_path: float = 0.0,
     layer_scale: float | None = 1e-4,
 ) -> HierarchicalModelConfig:
@@ -92,7 +95,7 @@ def hierarchical_vision_model(
     - `patterns`: the layers of each stage.
     - The other arguments are those of `vision_model`.
     """
-    attention = AttentionOperatorConfig(causal=False, qk_norm="rms")
+    attention = AttentionOperatorConfig(num_heads, causal=False, qk_norm="rms")
     stages = tuple(
         _stack(_blocks(pattern, attention, grid_mixer, drop_path, layer_scale))
         for pattern in patterns
@@ -115,6 +118,7 @@ def field_model(
     features: int = 128,
     pattern: str = "AAAA",
     grid_mixer: AbstractSequenceMixerConfig | None = None,
+    num_heads: int | None = None,
     drop_path: float = 0.0,
     layer_scale: float | None = None,
 ) -> SequenceModelConfig:
@@ -123,7 +127,7 @@ def field_model(
     Its `values` have the shape of the image, with `out_features` for channels. The arguments are those
     of `vision_model`.
     """
-    attention = AttentionOperatorConfig(causal=False, qk_norm="rms")
+    attention = AttentionOperatorConfig(num_heads, causal=False, qk_norm="rms")
     return SequenceModelConfig(
         in_features=in_features,
         features=features,
