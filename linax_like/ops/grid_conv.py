@@ -84,7 +84,12 @@ def grid_conv_by_feature(
         signal, own = inputs
         return grid_conv(signal[..., None], kernel_of(own)[..., None], boundary)[..., 0]
 
-    return jnp.moveaxis(_few_at_a_time(one, (jnp.moveaxis(x, -1, 0), parameters)), 0, -1)
+    sizes = (
+        points if kind == "circular" else 2 * points
+        for points, kind in zip(x.shape[:-1], boundary, strict=True)
+    )
+    inputs = jnp.moveaxis(x, -1, 0), parameters
+    return jnp.moveaxis(_few_at_a_time(one, inputs, math.prod(sizes)), 0, -1)
 
 
 def grid_conv_flops(spatial_dims: tuple[int, ...], boundary: tuple[Boundary, ...]) -> int:
@@ -143,7 +148,7 @@ def _convolve(
         points = [(axis.first, axis.points) for axis in axes]
         return _signal(_spectrum(x, axes) * _spectrum(kernel, axes), axes, points)
 
-    return _few_at_a_time(one, (x, kernel))
+    return _few_at_a_time(one, (x, kernel), _transformed(axes))
 
 
 def _convolve_fwd(axes, x, kernel):
@@ -158,17 +163,25 @@ def _convolve_bwd(axes, saved, g):
         d_x = _signal(g * jnp.conj(_spectrum(kernel, axes)), axes, points)
         return d_x, _signal(g * jnp.conj(_spectrum(x, axes)), axes, taps)
 
-    return _few_at_a_time(one, (*saved, g))
+    return _few_at_a_time(one, (*saved, g), _transformed(axes))
 
 
 _convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 
-def _few_at_a_time(function, arrays):
-    """`jax.vmap`, 16 features at a time: enough for every core, and their spectra fit its cache."""
-    if len(arrays[0]) <= 16:
+def _few_at_a_time(function, arrays, points: int):
+    """`jax.vmap` of so many features that every core has work, and their spectra fit the cache.
+
+    - `points`: that are transformed of each.
+    """
+    count = max(16, 2**19 // points)
+    if len(arrays[0]) <= count:
         return jax.vmap(function)(arrays)
-    return jax.lax.map(function, arrays, batch_size=16)
+    return jax.lax.map(function, arrays, batch_size=count)
+
+
+def _transformed(axes: Axes) -> int:
+    return math.prod(axis.size for axis in axes)
 
 
 def _spectrum(x: Float[Array, "*space"], axes: Axes) -> Array:

@@ -80,10 +80,11 @@ def test_the_transform_is_the_sum(boundary, space, taps):
             assert_close(g, e, 1e-12)
 
 
-@pytest.mark.parametrize("features", [3, 17])
-def test_kernels_made_when_they_are_needed(features):
-    """17 is one more than are made at a time."""
-    x, scales, weight = noise(6, features), noise(features, 2), noise(6, features, seed=2)
+@pytest.mark.parametrize(("points", "features"), [(6, 3), (2**15, 17)])
+def test_features_a_few_at_a_time_are_each_alone(points, features):
+    """Of so many points 16 features are transformed at a time, with kernels or with what makes them."""
+    x, scales = noise(points, features), noise(features, 2)
+    weight = noise(points, features, seed=2)
 
     def kernel(own):
         return own[0] * jnp.arange(4.0) + own[1]
@@ -94,9 +95,16 @@ def test_kernels_made_when_they_are_needed(features):
     def kept(x, scales):
         return grid_conv(x, jax.vmap(kernel, out_axes=1)(scales), ("causal",))
 
-    got, expected = (values_and_gradients(f, x, scales, weight) for f in (made, kept))
-    for g, e in zip(got, expected, strict=True):
+    def alone(x, scales):
+        one = lambda x, own: grid_conv(x[:, None], kernel(own)[:, None], ("causal",))[:, 0]
+        return jax.vmap(one, (1, 0), 1)(x, scales)
+
+    got, whole, expected = (
+        values_and_gradients(f, x, scales, weight) for f in (made, kept, alone)
+    )
+    for g, w, e in zip(got, whole, expected, strict=True):
         assert_close(g, e, 1e-5)
+        assert_close(w, e, 1e-5)
 
 
 def channels_last(array):
