@@ -25,6 +25,7 @@ LENGTHS = (256, 1024, 4096, 16_384, 65_536)
 LONGEST = 4.0  # seconds, after which a longer sequence is not tried
 MIXERS = {
     "attention": lx.AttentionSequenceMixerConfig(),
+    "CKConv": lx.CKConvSequenceMixerConfig(),
     "Centaurus": lx.CentaurusSequenceMixerConfig(),
     "DeltaNet": lx.DeltaNetSequenceMixerConfig(),
     "Gated DeltaNet": lx.GatedDeltaNetSequenceMixerConfig(),

@@ -1,4 +1,4 @@
-"""Attention of one query, as in decoding: keys and values are read once, where they are.
+"""Attention of one query, as in decoding: no blocks, and softmax along the last axis, which is fast.
 
 y = Σ_s softmax(scale · q · k[s]) v[s]
 """
