@@ -123,7 +123,7 @@ def _plot(seconds: dict[str, dict[int, float]]) -> None:
     colors = plt.get_cmap("tab20").colors
     for i, (name, times) in enumerate(seconds.items()):
         milliseconds = [1e3 * value for value in times.values()]
-        style = {"color": colors[i % 20], "marker": "osv^D"[i % 5], "markersize": 4}
+        style = {"color": colors[i % 20], "marker": "osv^DPX"[i % 7], "markersize": 4}
         axis.loglog(list(times), milliseconds, label=name, **style)
     axis.set(xlabel="time", ylabel=f"forward pass, ms ({FEATURES} features, one sequence)")
     axis.set_xticks(LENGTHS, [str(length) for length in LENGTHS])
