@@ -3,6 +3,8 @@
 y = Σ_s softmax(scale · q · k[s]) v[s]
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -23,7 +25,7 @@ def attend_once(
 
     - `mask`: False where a key is hidden, of which one at least is not. Hidden values are finite.
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     grouped = upcast(q).reshape(k.shape[1], -1, q.shape[-1])
     scores = jnp.einsum("kgd,skd->kgs", grouped, upcast(k)) * scale
     scores = scores if soft_cap is None else soft_cap * jnp.tanh(scores / soft_cap)
