@@ -84,21 +84,14 @@ def grid_conv_by_feature(
         signal, own = inputs
         return grid_conv(signal[..., None], kernel_of(own)[..., None], boundary)[..., 0]
 
-    sizes = (
-        points if kind == "circular" else 2 * points
-        for points, kind in zip(x.shape[:-1], boundary, strict=True)
-    )
     inputs = jnp.moveaxis(x, -1, 0), parameters
-    return jnp.moveaxis(_few_at_a_time(one, inputs, math.prod(sizes)), 0, -1)
+    axes = _covering(x.shape[:-1], boundary)
+    return jnp.moveaxis(_few_at_a_time(one, inputs, _transformed(axes)), 0, -1)
 
 
 def grid_conv_flops(spatial_dims: tuple[int, ...], boundary: tuple[Boundary, ...]) -> int:
     """Floating-point operations of one feature's convolution, by a kernel that covers the grid."""
-    sizes = []
-    for points, kind in zip(spatial_dims, boundary, strict=True):
-        taps, first = (2 * points - 1, points - 1) if kind == "zero" else (points, 0)
-        sizes.append(_Axis.of(points, taps, first, kind).size)
-    size = math.prod(sizes)
+    size = _transformed(_covering(spatial_dims, boundary))
     return 3 * round(2.5 * size * math.log2(max(size, 2))) + 3 * size
 
 
@@ -172,15 +165,25 @@ _convolve.defvjp(_convolve_fwd, _convolve_bwd)
 def _few_at_a_time(function, arrays, points: int):
     """`jax.vmap` of so many features that every core has work, and their spectra fit the cache.
 
-    - `points`: that are transformed of each.
+    - `points`: of a feature's transform.
     """
-    count = max(16, 2**19 // points)
+    count = max(16, 2**19 // max(points, 1))  # an empty grid has none
     if len(arrays[0]) <= count:
         return jax.vmap(function)(arrays)
     return jax.lax.map(function, arrays, batch_size=count)
 
 
+def _covering(spatial_dims: tuple[int, ...], boundary: tuple[Boundary, ...]) -> Axes:
+    """The axes for a kernel that covers the grid."""
+    axes = []
+    for points, kind in zip(spatial_dims, boundary, strict=True):
+        taps, first = (2 * points - 1, points - 1) if kind == "zero" else (points, 0)
+        axes.append(_Axis.of(points, taps, first, kind))
+    return tuple(axes)
+
+
 def _transformed(axes: Axes) -> int:
+    """The points of a feature's transform."""
     return math.prod(axis.size for axis in axes)
 
 

@@ -107,6 +107,14 @@ def test_features_a_few_at_a_time_are_each_alone(points, features):
         assert_close(w, e, 1e-5)
 
 
+@pytest.mark.parametrize("boundary", ["zero", "circular", "causal"])
+def test_an_empty_grid_stays_empty(boundary):
+    y = grid_conv_by_feature(
+        jnp.ones((0, 3)), lambda own: own * jnp.ones(4), jnp.ones(3), (boundary,)
+    )
+    assert y.shape == (0, 3)
+
+
 def channels_last(array):
     return jnp.moveaxis(jnp.asarray(array), 1, -1)
 
