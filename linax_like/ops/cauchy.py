@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from .complex_pair import ComplexPair, conjugate, multiply, reciprocal, scale, subtract
 from .dplr import dense, discretize, DPLR
-from .long_conv import good_fft_size
+from .fft_size import good_fft_size
 
 
 _NODES = 64  # how many are computed at once: the sums' terms are features × states × nodes

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ..precision import accumulation_dtype
-from .long_conv import good_fft_size
+from .fft_size import good_fft_size
 from .varying import vary_together
 
 
@@ -79,14 +79,19 @@ def grid_conv_by_feature(
     - `kernel_of`: makes the kernel of one feature of its `parameters`.
     """
 
-    @partial(jax.checkpoint, prevent_cse=False)
-    def one(inputs):
-        signal, own = inputs
-        return grid_conv(signal[..., None], kernel_of(own)[..., None], boundary)[..., 0]
-
-    inputs = jnp.moveaxis(x, -1, 0), parameters
     axes = _covering(x.shape[:-1], boundary)
-    return jnp.moveaxis(_few_at_a_time(one, inputs, _transformed(axes)), 0, -1)
+
+    @jax.checkpoint  # `x` is kept as it came, and not a transposed copy beside it
+    def all_features(x, parameters):
+        @jax.checkpoint
+        def one(inputs):
+            signal, own = inputs
+            return grid_conv(signal[..., None], kernel_of(own)[..., None], boundary)[..., 0]
+
+        inputs = jnp.moveaxis(x, -1, 0), parameters
+        return jnp.moveaxis(_few_at_a_time(one, inputs, _transformed(axes)), 0, -1)
+
+    return all_features(x, parameters)
 
 
 def grid_conv_flops(spatial_dims: tuple[int, ...], boundary: tuple[Boundary, ...]) -> int:
@@ -126,7 +131,19 @@ def _needed_taps(kernel: Array, axis: int, points: int, kind: Boundary) -> tuple
     padding = [(0, turns * points - taps) if i == axis else (0, 0) for i in range(kernel.ndim)]
     shape = (*kernel.shape[:axis], turns, points, *kernel.shape[axis + 1 :])
     whole = jnp.pad(kernel, padding).reshape(shape).sum(axis)
-    return jnp.roll(whole, -centre, axis), 0  # exact, which a phase ramp in float32 is not
+    return _roll(whole, -centre, axis), 0  # exact, which a phase ramp in float32 is not
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _roll(x: Array, shift: int, axis: int) -> Array:
+    """`jnp.roll`, whose gradient is one as well, and not a sum of padded parts."""
+    return jnp.roll(x, shift, axis)
+
+
+_roll.defvjp(
+    lambda x, shift, axis: (jnp.roll(x, shift, axis), None),
+    lambda shift, axis, _, g: (jnp.roll(g, -shift, axis),),
+)
 
 
 Axes = tuple[_Axis, ...]
@@ -167,7 +184,7 @@ def _few_at_a_time(function, arrays, points: int):
 
     - `points`: of a feature's transform.
     """
-    count = max(16, 2**19 // max(points, 1))  # an empty grid has none
+    count = max(8, 2**17 // max(points, 1))  # an empty grid has none
     if len(arrays[0]) <= count:
         return jax.vmap(function)(arrays)
     return jax.lax.map(function, arrays, batch_size=count)

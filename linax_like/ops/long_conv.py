@@ -2,37 +2,60 @@
 
     y[t] = Σ_{s ≤ t} kernel[s] x[t-s]
 
-Padded to at least `time + kernel - 1`, so that nothing wraps around, and to a length whose only
-prime factors are 2, 3 and 5.
+This is `grid_conv` on the axis of time, but for the gradient, which keeps the Fourier transforms of
+signal and kernel instead of taking them again.
 """
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..precision import upcast
+from ..precision import accumulation_dtype, upcast
+from .fft_size import good_fft_size
+from .grid_conv import grid_conv
+from .varying import vary_together
 
 
 def long_conv(
-    x: Float[Array, "*#batch time #features"], kernel: Float[Array, "*#batch length #features"]
-) -> Float[Array, "*batch time features"]:
+    x: Float[Array, "time features"], kernel: Float[Array, "length features"]
+) -> Float[Array, "time features"]:
     """`x` convolved with `kernel` along time, feature by feature, in at least float32.
 
     - `x`: the signal; its dtype is the result's.
     - `kernel`: `kernel[0]` meets the present. What is longer than the signal is not used.
-
-    Leading axes of the two broadcast.
     """
-    time = x.shape[-2]
-    kernel = kernel[..., :time, :]
-    size = good_fft_size(time + kernel.shape[-2] - 1)
-    if time == 0 or kernel.shape[-2] == 0:
-        return jnp.zeros_like(x, shape=jnp.broadcast_shapes(x.shape, kernel.shape[:-2] + (1, 1)))
-    # The last axis is the one that FFTs are fast along.
-    signal, response = (jnp.fft.rfft(upcast(z).mT, size) for z in (x, kernel))
-    y = jnp.fft.irfft(signal * response, size)[..., :time]
-    return y.mT.astype(x.dtype)
+    if 0 in x.shape or 0 in kernel.shape:
+        return jnp.zeros_like(x)
+    dtype = accumulation_dtype(x.dtype)
+    signal, response = vary_together(x.astype(dtype), kernel[: len(x)].astype(dtype))
+    return _convolve(signal, response).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _convolve(
+    x: Float[Array, "time features"], kernel: Float[Array, "length features"]
+) -> Float[Array, "time features"]:
+    return grid_conv(x, kernel, ("causal",))
+
+
+def _convolve_fwd(x, kernel):
+    size = good_fft_size(len(x) + len(kernel) - 1)
+    signal, response = (jnp.fft.rfft(z.T, size) for z in (x, kernel))
+    y = jnp.fft.irfft(signal * response, size)[:, : len(x)].T
+    return y, (signal, response, x, kernel)
+
+
+def _convolve_bwd(saved, g):
+    signal, response, x, kernel = saved  # of the last two just how long they are
+    size = good_fft_size(len(x) + len(kernel) - 1)
+    g = jnp.fft.rfft(g.T, size)
+    d_x = jnp.fft.irfft(g * jnp.conj(response), size)[:, : len(x)].T
+    return d_x, jnp.fft.irfft(g * jnp.conj(signal), size)[:, : len(kernel)].T
+
+
+_convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 
 def long_conv_full(
@@ -48,20 +71,6 @@ def long_conv_full(
     response = jnp.fft.rfft(jnp.moveaxis(upcast(kernel), 0, -1), size)
     y = jnp.fft.irfft(jnp.einsum("if,iof->of", signal, response, precision="highest"), size)
     return y[:, :time].T.astype(x.dtype)
-
-
-def good_fft_size(least: int) -> int:
-    """The smallest 2ᵃ 3ᵇ 5ᶜ that is at least `least`."""
-    best = 1 << max(least - 1, 0).bit_length()
-    fives = 1
-    while fives < best:
-        threes = fives
-        while threes < best:
-            factor = -(-least // threes)
-            best = min(best, threes << max(factor - 1, 0).bit_length())
-            threes *= 3
-        fives *= 5
-    return best
 
 
 def long_conv_flops(time: int) -> int:

@@ -11,6 +11,7 @@ Causal on one axis the operator is a recurrence.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -151,16 +152,16 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         context = SequenceContext() if context is None else context
         if 0 in streams[0].shape:
             return streams[0]
-        u = jnp.concatenate(streams, axis=-1)
+        u, short = jnp.concatenate(streams, axis=-1), None
         if u.ndim > 2 or context.is_plain:
             refuse_axis_name(self, context)
-            u = self._short_on_grid(u, context)
+            short = partial(self._short_on_grid, context=context)
         elif self.causal:
             _, u = self._short(self._empty_short(u.dtype), u, context)
         else:
             u = self._short_on_whole(u, context)
         convolutions = [self._call(convolution, context) for convolution in self.convolutions]
-        return self._gate(u, convolutions, context)[1]
+        return self._gate(u, convolutions, context, short)[1]
 
     def init_state(self, max_length: int, dtype: DTypeLike | None = None) -> HyenaOperatorState:
         self._require_causal()
@@ -223,18 +224,33 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         return forward if inference else 3 * forward
 
     def _gate(
-        self, u: Float[Array, "*space streams"], convolutions: list, context: SequenceContext
+        self,
+        u: Float[Array, "*space streams"],
+        convolutions: list,
+        context: SequenceContext,
+        short: Callable[[Array, int], Array] | None = None,
     ) -> tuple[list, Grid]:
-        """The convolutions' states, and the result of the streams after the short convolution."""
-        q, k, *gates = jnp.split(u, self.num_inputs, axis=-1)
+        """The convolutions' states, and the result of the streams.
+
+        - `short`: the short convolution of streams from a given one on; None once it is done.
+        """
+        features = self.in_features
+
+        def streams(u, first, count):
+            """After the short convolution, which the gradient does again rather than keep them."""
+            own = u[..., first * features : (first + count) * features]
+            own = own if short is None else short(own, first)
+            return jnp.split(own, count, axis=-1)
+
         # What is cheap to compute again is not kept for the gradient.
-        again = eqx.filter_checkpoint
-        z, states = again(self._enter)(q, k), []
-        for gate, convolution in zip([*gates[:-1], None], convolutions, strict=True):
+        again = jax.checkpoint
+        z, states = again(lambda u: self._enter(*streams(u, 0, 2)))(u), []
+        for i, convolution in enumerate(convolutions, 2):
             state, z = convolution(z)
-            z = z if gate is None else again(self._between)(z, gate)
+            combine = self._leave if i == self.config.order else self._between
+            z = again(lambda z, u, i=i, combine=combine: combine(z, *streams(u, i, 1)))(z, u)
             states.append(state)
-        return states, context.blank_padding(again(self._leave)(z, gates[-1]))
+        return states, context.blank_padding(z)
 
     def _enter(self, q: Grid, k: Grid) -> Grid:
         """What is convolved first."""
@@ -266,13 +282,17 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         past, u = short_conv(u, self.short_weight, self.short_bias, past, **context.rules())
         return past, context.blank_padding(u)
 
-    def _short_on_grid(self, u: Grid, context: SequenceContext) -> Grid:
-        """The short convolution without documents, or padding that has to be left out."""
+    def _short_on_grid(self, u: Grid, first: int, context: SequenceContext) -> Grid:
+        """The short convolution of streams without documents, or padding that has to be left out."""
         if self.short_weight is None:
             return u
+        start = first * self.in_features
+        own = slice(start, start + u.shape[-1])
+        bias = None if self.short_bias is None else self.short_bias[own]
         boundary = self.config.short_boundary or self.config.convolution.boundary
-        u = grid_short_conv(u, self.short_weight, self.short_bias, boundary)
-        return context.blank_padding(u)
+        return context.blank_padding(
+            grid_short_conv(u, self.short_weight[..., own], bias, boundary)
+        )
 
     def _short_on_whole(self, u: Signal, context: SequenceContext) -> Signal:
         """The short convolution along time where it is not causal."""

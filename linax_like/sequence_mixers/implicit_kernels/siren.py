@@ -64,6 +64,12 @@ class SIRENKernelConfig(AbstractImplicitKernelConfig):
         return SIRENKernel(in_features, out_features, self, key)
 
 
+@jax.checkpoint
+def _layer(h, weight, bias, scale, film):
+    """One layer of sines. Its gradient computes their angles again: there are many lags."""
+    return modulate(sine(linear(h, weight, bias) * scale), film)
+
+
 class SIRENKernel(AbstractImplicitKernel):
     """Sines of sines of the coordinates."""
 
@@ -110,10 +116,10 @@ class SIRENKernel(AbstractImplicitKernel):
         films = self._films(condition, coordinates.dtype)
         # A rounded product of a high frequency and a coordinate is another phase.
         with jax.default_matmul_precision("highest"):
-            h = linear(coordinates, self.in_weight, self.in_bias)
-            h = modulate(sine(h * self._multiplier(h.dtype)), films[0])
+            scale = self._multiplier(coordinates.dtype)
+            h = _layer(coordinates, self.in_weight, self.in_bias, scale, films[0])
             for weight, bias, film in zip(self.weights, self.biases, films[1:], strict=True):
-                h = modulate(sine(linear(h, weight, bias)), film)
+                h = _layer(h, weight, bias, 1.0, film)
             return h
 
     def flop_count(self, points: int) -> int:
