@@ -2,6 +2,8 @@
 
 import json
 import os
+import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -328,6 +330,20 @@ def test_wrong_commands_leave_with_status_2(capsys):
             main(command)
         assert exit.value.code == 2
         assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_kept(tmp_path):
+    """What is freed and taken again is the same memory: no page of it is new."""
+
+    def page_faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        b"x" * 2**27
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    assert main(["evaluate", str(tmp_path / "nowhere")]) == 2
+    page_faults()
+    assert page_faults() < 1000  # of 32,768
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """`linax-like`: train, generate, evaluate, inspect."""
 
+import ctypes
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands, prog="linax-like", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
     )
     _use_compilation_cache()
+    _keep_freed_memory()
     try:
         command.run()
     except (ValueError, FloatingPointError) as error:
@@ -48,3 +51,17 @@ def _use_compilation_cache() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(caches / "linax_like" / "xla"))
+
+
+def _keep_freed_memory() -> None:
+    """Keeps what a step frees for the next step, where the C library is glibc.
+
+    By default it goes back to the system, which hands it out anew page by page and zeroed: on a CPU
+    that is an eighth of the time of the default run.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    most = 2**31 - 1
+    arena_max, mmap_threshold, trim_threshold = -8, -3, -1  # M_… of <malloc.h>
+    for option, value in ((arena_max, 1), (mmap_threshold, most), (trim_threshold, most)):
+        ctypes.CDLL(None).mallopt(option, value)
