@@ -40,13 +40,24 @@ def test_long_conv_of_nothing():
     assert long_conv(jnp.ones((0, 3)), jnp.ones((4, 3))).shape == (0, 3)
 
 
-def test_long_conv_has_the_gradient_of_a_linear_map():
-    """⟨conv(x, k), w⟩ is linear in x and in k, so its gradients are what it pairs them with."""
-    x, kernel, w = (jnp.asarray(RNG.standard_normal((TIME, 2)), jnp.float32) for _ in range(3))
+@pytest.mark.parametrize("length", [1, 5, TIME, 40])
+def test_gradients_of_long_conv_are_its_transposes(length):
+    """⟨conv(x, k), w⟩: the gradients are convolutions backwards in time."""
+    sizes = (TIME, length, TIME)
+    x, kernel, w = (np.float32(RNG.standard_normal((size, 2))) for size in sizes)
     pair = lambda x, kernel: jnp.vdot(long_conv(x, kernel), w)
-    dx, dk = jax.grad(pair, argnums=(0, 1))(x, kernel)
-    value = np.vdot(convolved(np.asarray(x), np.asarray(kernel)), w)
-    np.testing.assert_allclose([jnp.vdot(dx, x), jnp.vdot(dk, kernel)], value, rtol=1e-4)
+    dx, dk = jax.jit(jax.grad(pair, argnums=(0, 1)))(x, kernel)
+    np.testing.assert_allclose(dx, convolved(w[::-1], kernel)[::-1], atol=2e-5)
+    used = min(length, TIME)
+    np.testing.assert_allclose(dk[:used], convolved(w[::-1], x)[::-1][:used], atol=2e-5)
+    assert not dk[used:].any()
+
+
+def test_long_conv_holds_few_features_at_a_time():
+    """A signal of 2 MiB and its kernel, padded and transformed at once, would take 9 MiB."""
+    x, kernel = jnp.ones((4, 1024, 128)), jnp.ones((1024, 128))
+    run = jax.jit(jax.vmap(long_conv, (0, None))).lower(x, kernel).compile()
+    assert run.memory_analysis().temp_size_in_bytes < 8 * 2**20
 
 
 def test_good_fft_sizes():
