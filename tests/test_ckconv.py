@@ -226,7 +226,7 @@ def test_the_kernel_is_the_mixers(key):
 
 
 def test_what_hyenas_gradient_computes_again_is_not_held():
-    """Short convolutions, kernels, their spectra: without them it holds 20 grids of features, else 28."""
+    """Short convolutions, kernels and spectra: 20 grids of features are held, with them 28."""
     operator = lx.HyenaOperatorConfig(convolution=config("zero", "zero"))
     mixer, x = lx.QKVSequenceMixerConfig(operator).build(64, KEY), jnp.ones((1, 32, 32, 64))
     loss = lambda both: jnp.mean(jax.vmap(both[0])(both[1]) ** 2)
