@@ -347,9 +347,8 @@ def test_freed_memory_is_kept(tmp_path):
 
 
 @pytest.mark.slow
-def test_half_the_default_run_learns_text(tmp_path):
-    """1.79 bits per byte; the whole, which takes twice as long, has less than 1.75."""
-    assert trained(tmp_path / "run", "--steps", "180")["bits_per_byte"] <= 1.82
+def test_the_default_run_learns_text(tmp_path):
+    assert trained(tmp_path / "run")["bits_per_byte"] <= 1.75
 
 
 @pytest.mark.slow

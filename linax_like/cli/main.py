@@ -61,7 +61,7 @@ def _keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] != "glibc":
         return
-    most = 2**31 - 1
+    mallopt, most = ctypes.CDLL(None).mallopt, 2**31 - 1
     arena_max, mmap_threshold, trim_threshold = -8, -3, -1  # M_… of <malloc.h>
     for option, value in ((arena_max, 1), (mmap_threshold, most), (trim_threshold, most)):
-        ctypes.CDLL(None).mallopt(option, value)
+        mallopt(option, value)

@@ -44,15 +44,16 @@ def _convolve_fwd(x, kernel):
     size = good_fft_size(len(x) + len(kernel) - 1)
     signal, response = (jnp.fft.rfft(z.T, size) for z in (x, kernel))
     y = jnp.fft.irfft(signal * response, size)[:, : len(x)].T
-    return y, (signal, response, x, kernel)
+    return y, (signal, response, kernel)
 
 
 def _convolve_bwd(saved, g):
-    signal, response, x, kernel = saved  # of the last two just how long they are
-    size = good_fft_size(len(x) + len(kernel) - 1)
+    signal, response, kernel = saved  # of the last just how long it is
+    time, lags = len(g), len(kernel)
+    size = good_fft_size(time + lags - 1)
     g = jnp.fft.rfft(g.T, size)
-    d_x = jnp.fft.irfft(g * jnp.conj(response), size)[:, : len(x)].T
-    return d_x, jnp.fft.irfft(g * jnp.conj(signal), size)[:, : len(kernel)].T
+    d_x = jnp.fft.irfft(g * jnp.conj(response), size)[:, :time].T
+    return d_x, jnp.fft.irfft(g * jnp.conj(signal), size)[:, :lags].T
 
 
 _convolve.defvjp(_convolve_fwd, _convolve_bwd)

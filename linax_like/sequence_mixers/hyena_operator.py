@@ -248,7 +248,7 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         for i, convolution in enumerate(convolutions, 2):
             state, z = convolution(z)
             combine = self._leave if i == self.config.order else self._between
-            z = again(lambda z, u, i=i, combine=combine: combine(z, *streams(u, i, 1)))(z, u)
+            z = again(lambda z, u: combine(z, *streams(u, i, 1)))(z, u)
             states.append(state)
         return states, context.blank_padding(z)
 
