@@ -39,7 +39,7 @@ class Program:
 
 
 def compile_in_turns(
-    functions: Mapping[str, Callable], arguments: Mapping[str, tuple], repeats: int = 3
+    functions: Mapping[str, Callable], arguments: Mapping[str, tuple], repeats: int = 5
 ) -> dict[str, Program]:
     """Compiles every function `repeats` times, in turns, each from scratch."""
     compiled, seconds = {}, {name: [] for name in functions}
@@ -62,13 +62,18 @@ def compile_in_turns(
 def time_in_turns(
     functions: Mapping[str, Callable], arguments: Mapping[str, tuple], repeats: int = 30
 ) -> dict[str, float]:
-    """The median seconds of every function, timed in turns after two calls to warm up."""
+    """The median seconds of every function, in turns.
+
+    In its turn a function is called twice, and the second call is timed: the first finds the caches
+    full of what another function left there.
+    """
     seconds = {name: [] for name in functions}
-    for turn in range(repeats + 2):
+    for turn in range(repeats + 1):
         for name, function in functions.items():
+            jax.block_until_ready(function(*arguments[name]))
             start = time.perf_counter()
             jax.block_until_ready(function(*arguments[name]))
-            if turn >= 2:
+            if turn:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 

@@ -14,6 +14,7 @@ elements, at the end of 64; tested by the last element of longer ones.
 import itertools
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,22 +37,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 
 WIDTH, TRAINED, TESTED, SEEDS = 32, 64, 256, 3
-SIZES = (
-    6,
-    8,
-    16,
-    32,
-    TRAINED,
-)  # each is compiled; what a sequence has beyond its length has no loss
-STEPS = {"parity": 300, "addition mod 3": 1200, "S3": 950}
-BATCH = {"parity": 64, "addition mod 3": 32, "S3": 64}
-RATE = {"parity": 5e-3, "addition mod 3": 1e-2, "S3": 1e-2}
-# What a nonlinear reading forgives of an angle adds up over longer sequences: of turns it is linear.
-CHANNEL_MIXER = {
-    "parity": lx.SwiGLUConfig(expand=2.0),
-    "addition mod 3": None,
-    "S3": lx.SwiGLUConfig(expand=2.0),
-}
+SIZES = (6, 8, 16, 32, TRAINED)  # each is compiled; beyond its length a sequence has no loss
 
 
 def steadily(progress: float, length: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -69,10 +55,6 @@ def at_half(progress: float, length: np.ndarray, right: np.ndarray) -> np.ndarra
     return np.full_like(length, 6 if progress < 10 / 19 else TRAINED)
 
 
-# How long the sequences of each seed are, by the part of the steps that is over.
-CURRICULA = {"parity": steadily, "addition mod 3": when_right, "S3": at_half}
-
-
 def cyclic(order: int) -> np.ndarray:
     """The table of addition."""
     elements = np.arange(order)
@@ -87,7 +69,30 @@ def symmetric(size: int) -> np.ndarray:
     return np.array([[after(p, q) for q in permutations] for p in permutations])
 
 
-GROUPS = {"parity": cyclic(2), "addition mod 3": cyclic(3), "S3": symmetric(3)}
+@dataclass(frozen=True)
+class Task:
+    """The elements of a group, to be multiplied, and how that is learned.
+
+    - `table`: element `table[a, b]` is a after b.
+    - `curriculum`: how long the sequences of each seed are, by the part of the steps that is over,
+        how long they were and how many answers were right.
+    - `channel_mixer`: what a nonlinear reading forgives of an angle adds up over longer sequences: of
+        turns it is linear.
+    """
+
+    table: np.ndarray
+    steps: int
+    batch: int
+    rate: float
+    curriculum: Callable[[float, np.ndarray, np.ndarray], np.ndarray]
+    channel_mixer: lx.SwiGLUConfig | None = lx.SwiGLUConfig(expand=2.0)
+
+
+TASKS = {
+    "parity": Task(cyclic(2), 300, 64, 5e-3, steadily),
+    "addition mod 3": Task(cyclic(3), 1200, 32, 1e-2, when_right, channel_mixer=None),
+    "S3": Task(symmetric(3), 950, 64, 1e-2, at_half),
+}
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ class Contender:
     tries: tuple[str, ...] = ("parity",)
 
 
-ALL = tuple(GROUPS)
+ALL = tuple(TASKS)
 HEADS = dict(num_heads=4, head_dim=8, short_width=None)
 # Like DeltaProduct's, for a task on which it is beside it.
 MORE_HEADS = dict(num_heads=8, head_dim=8, short_width=None, activation="none", chunk=16)
@@ -135,23 +140,23 @@ CONTENDERS = [
 def main(*tasks: str) -> None:
     """Of the tasks that the command names, or of all; a table and a plot for each."""
     where = harness.environment("optax")
-    for task in tasks or GROUPS:
+    for task in tasks or TASKS:
         found = {c.name: learn(task, c) for c in CONTENDERS if task in c.tries}
         results = f"state_tracking_{task.replace(' ', '_')}"
         harness.write(results, [row for row, _ in found.values()], where)
         _plot(task, results, {name: curve for name, (_, curve) in found.items()})
 
 
-def learn(task: str, contender: Contender) -> tuple[dict, np.ndarray]:
+def learn(name: str, contender: Contender) -> tuple[dict, np.ndarray]:
     """Trains a model per seed, side by side; the accuracy of each at every position."""
-    table = jnp.asarray(GROUPS[task])
-    steps = STEPS[task]
-    block = lx.ResidualBlockConfig(contender.config, CHANNEL_MIXER[task])
+    task = TASKS[name]
+    table = jnp.asarray(task.table)
+    block = lx.ResidualBlockConfig(contender.config, task.channel_mixer)
     stack, head = lx.StackConfig((((block,), 1),)), lx.LanguageModelHeadConfig(tied=False)
     config = lx.LanguageModelConfig(len(table), WIDTH, stack, head=head)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.adam(optax.cosine_decay_schedule(RATE[task], steps)),
+        optax.adam(optax.cosine_decay_schedule(task.rate, task.steps)),
     )
 
     @eqx.filter_vmap
@@ -162,7 +167,7 @@ def learn(task: str, contender: Contender) -> tuple[dict, np.ndarray]:
     @eqx.filter_jit(donate="all-except-first")
     @partial(eqx.filter_vmap, in_axes=(None, 0, 0, 0, 0))
     def step(size, length, model, state, key):
-        batch = examples(table, key, BATCH[task], size)
+        batch = examples(table, key, task.batch, size)
         gradient, right = eqx.filter_grad(loss, has_aux=True)(model, *batch, length)
         updates, state = optimizer.update(gradient, state)
         return eqx.apply_updates(model, updates), state, right
@@ -171,20 +176,20 @@ def learn(task: str, contender: Contender) -> tuple[dict, np.ndarray]:
     keys = jr.split(jr.key(0), SEEDS)
     model, state = start(keys)
     lengths, right = np.zeros(SEEDS, int), np.zeros(SEEDS)
-    for i in range(steps):
+    for i in range(task.steps):
         here = jax.vmap(partial(jr.fold_in, data=i + 1))(keys)
-        lengths = CURRICULA[task](i / steps, lengths, np.asarray(right))
+        lengths = task.curriculum(i / task.steps, lengths, np.asarray(right))
         size = next(size for size in SIZES if size >= lengths.max())
         model, state, right = step(size, jnp.asarray(lengths), model, state, here)
     test = examples(table, jr.key(1), 1024, TESTED)
     curves = np.asarray(eqx.filter_jit(eqx.filter_vmap(accuracy, in_axes=(0, None)))(model, test))
     final = curves[:, [TRAINED - 1, TESTED - 1]]
     row = {
-        "task": task,
+        "task": name,
         "mixer": contender.name,
-        "one layer can": "yes" if task in contender.solves else "no",
+        "one layer can": "yes" if name in contender.solves else "no",
         "parameters": lx.count_parameters(model) // SEEDS,
-        "steps": steps,
+        "steps": task.steps,
         f"last of {TRAINED}, worst seed": float(final[:, 0].min()),
         f"last of {TESTED}, worst seed": float(final[:, 1].min()),
         f"last of {TESTED}, best seed": float(final[:, 1].max()),
@@ -230,7 +235,7 @@ def _plot(task: str, results: str, curves: dict[str, np.ndarray]) -> None:
         curves.items(), itertools.cycle(("-", "--", ":")), strict=False
     ):
         axis.plot(lengths, curve, style, label=name, linewidth=1.2)
-    axis.axhline(1 / len(GROUPS[task]), color="grey", linewidth=0.8)
+    axis.axhline(1 / len(TASKS[task].table), color="grey", linewidth=0.8)
     axis.axvline(TRAINED, color="black", linewidth=0.8)
     axis.annotate("trained up to here", (TRAINED + 3, 0.02), fontsize=8)
     axis.set(title=task, xlabel="length", ylabel="accuracy of the last", ylim=(0, 1.05))

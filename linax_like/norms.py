@@ -6,7 +6,9 @@ LayerNorm(x) = w ⊙ (x - mean(x)) / √(var(x) + ε) + b      https://arxiv.org
 """
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -108,9 +110,7 @@ def divide_by_rms(
     x: Float[Array, "*shape features"], eps: float
 ) -> Float[Array, "*shape features"]:
     """`x / √(mean(x²) + ε)` over the last axis, in at least float32."""
-    wide = upcast(x)
-    mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
-    return wide * jax.lax.rsqrt(mean_square + eps)
+    return _divide(upcast(x), jnp.mean, eps)
 
 
 def divide_by_norm(
@@ -120,16 +120,31 @@ def divide_by_norm(
 
     Zero stays zero, and its gradient finite.
     """
-    wide = upcast(x)
-    return wide * jax.lax.rsqrt(jnp.sum(wide * wide, axis=-1, keepdims=True) + eps)
+    return _divide(upcast(x), jnp.sum, eps)
 
 
 def standardize(x: Float[Array, "*shape features"], eps: float) -> Float[Array, "*shape features"]:
     """`(x - mean(x)) / √(var(x) + ε)` over the last axis, in at least float32."""
     wide = upcast(x)
-    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + eps)
+    return divide_by_rms(wide - jnp.mean(wide, axis=-1, keepdims=True), eps)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _divide(x: Float[Array, "*shape features"], total: Callable, eps: float) -> Array:
+    """`x / √(total(x²) + ε)`, whose gradient needs the result, and x no more."""
+    return x * _factor(x, total, eps)
+
+
+@_divide.defjvp
+def _divide_jvp(total, eps, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    factor = _factor(x, total, eps)
+    y = x * factor
+    return y, factor * dx - y * (factor * total(y * dx, axis=-1, keepdims=True))
+
+
+def _factor(x, total, eps):
+    return jax.lax.rsqrt(total(x * x, axis=-1, keepdims=True) + eps)
 
 
 class LayerNorm(AbstractNorm):

@@ -1,311 +1,73 @@
 """What every sequence mixer must obey, as functions that raise when a mixer breaks it.
 
-Each law compares ways of computing the same thing, in values and in gradients. A *form* is one
-such way, `form(mixer, state, x, context) -> (state, y)`; `pull` runs it under `jit` and pulls a
-fixed cotangent back, `push` only runs it: compiling is what laws spend their time on. Forms, `pull`
-and `push` are module-level functions, so all laws share what they compile; documents and padding
-are data of one fixed length, so a new layout compiles nothing.
+Each law compares forms of a mixer, in values and in gradients, on sequences whose documents and padding
+lie in different ways.
 """
 
-import contextlib
-import functools
-import itertools
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import jaxtyping
 import numpy as np
-import pytest
+from asserts import (
+    assert_close,
+    assert_finite,
+    assert_zero,
+    raises_value_error,
+    without_type_checks,
+)
+from forms import (
+    alone,
+    batched,
+    batched_over_devices,
+    can_step,
+    chunked,
+    Form,
+    forms,
+    initial_state,
+    irregular,
+    ONE,
+    over_time,
+    prefilled,
+    pull,
+    push,
+    Result,
+    run,
+    stepped,
+    whole,
+    ZERO,
+)
 from jax import P
 from jax.sharding import AxisType
-from jax.typing import DTypeLike
+from layouts import (
+    EVERYWHERE,
+    FEATURES,
+    IDS,
+    JUNK,
+    Layout,
+    layouts,
+    noise,
+    ONLY_PADDING,
+    PACKED,
+    PACKED_AND_PADDED,
+    PADDINGS,
+    PLAIN,
+    scatter,
+    TIME,
+    WEIGHT,
+    X,
+)
 from meshes import mesh_of
 
 from linax_like.complexity import total
-from linax_like.context import advance, SequenceContext, start_cursor
+from linax_like.context import SequenceContext
 from linax_like.sequence_mixers import (
     AbstractRecurrentMixer,
     AbstractSequenceMixer,
     AbstractSequenceMixerConfig,
-    fold,
 )
-
-
-TIME, FEATURES = 16, 8
-DOCUMENTS = (4, 8, 4)
-
-Form = Callable[[Any, Any, jax.Array, SequenceContext | None], tuple[Any, jax.Array]]
-
-
-# The forms.
-
-
-def whole(mixer, state, x, context):
-    return (), mixer(x, context=context)
-
-
-def prefilled(mixer, state, x, context):
-    return mixer.prefill(state, x, context=context)
-
-
-def stepped(mixer, state, x, context):
-    return fold(mixer, state, x, context=context)
-
-
-@functools.cache
-def chunked(size: int) -> Form:
-    """`prefill` in chunks of one size, and an empty one before each; a cursor goes along."""
-
-    def form(mixer, state, x, context):
-        context = SequenceContext() if context is None else context
-        cursor = start_cursor()
-        if context.segment_ids is not None:  # the state is taken to be of the first document
-            first = context.segment_ids[0 if context.mask is None else jnp.argmax(context.mask)]
-            cursor = cursor._replace(segment_id=first)
-        split = lambda value: value.reshape(-1, size, *value.shape[1:])
-
-        def chunk(carry, inputs):
-            state, cursor = carry
-            x, per_position = inputs
-            here = context.replace(**per_position)
-            if context.segment_ids is not None:
-                here = here.replace(previous_segment_id=cursor.segment_id)
-                cursor, _ = advance(cursor, here, size)
-            empty = here.map_time(lambda value: value[:0])
-            state, _ = mixer.prefill(state, x[:0], context=empty)
-            state, y = mixer.prefill(state, x, context=here)
-            return (state, cursor), y
-
-        inputs = split(x), context.map_time(split).over_time()
-        (state, _), y = jax.lax.scan(chunk, (state, cursor), inputs)
-        return state, y.reshape(x.shape)
-
-    return form
-
-
-def irregular(mixer, state, x, context):
-    """`prefill` in chunks of different sizes, one of them empty, without documents."""
-    assert context is None
-    ys = []
-    for start, stop in itertools.pairwise((0, 5, 5, TIME)):
-        state, y = mixer.prefill(state, x[start:stop])
-        ys.append(y)
-    return state, jnp.concatenate(ys)
-
-
-def alone(mixer, state, x, context):
-    """Every document by itself, each from the beginning: what packing must amount to."""
-    first, last = jax.vmap(mixer)(jnp.stack([x[:4], x[12:]]))
-    return (), jnp.concatenate([first, mixer(x[4:12]), last])
-
-
-@functools.cache
-def over_time(form: Form, count: int = 4) -> Form:
-    """`form` with time split over devices, and the mean of their final states: they must agree."""
-
-    def split(mixer, state, x, context):
-        mesh = mesh_of(count, "time")
-        arrays, static = eqx.partition((mixer, state), eqx.is_array)
-        context = SequenceContext() if context is None else context
-        whole_context = context.replace(timesteps=None, segment_ids=None, mask=None)
-
-        def local(arrays, whole_context, per_position, x):
-            mixer, state = eqx.combine(arrays, static)
-            here = whole_context.replace(**per_position, axis_name="time")
-            state, y = form(mixer, state, x, here)
-            return jax.tree.map(lambda leaf: leaf[None], state), y
-
-        specs = (P(), P(), P("time"), P("time"))
-        run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P("time"))
-        states, y = run(arrays, whole_context, context.over_time(), x)
-        return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0).astype(leaf.dtype), states), y
-
-    return split
-
-
-def batched(mixer, state, x, context):
-    return jax.vmap(all_ways, in_axes=(None, None, 0, 0))(mixer, state, x, context)
-
-
-def batched_over_devices(mixer, state, x, context):
-    """`batched` inside `shard_map`, as in data parallelism written by hand."""
-    mesh = mesh_of(2, "data")
-    arrays, static = eqx.partition((mixer, state), eqx.is_array)
-
-    def local(arrays, x, context):
-        mixer, state = eqx.combine(arrays, static)
-        return batched(mixer, state, x, context)
-
-    specs = (P(), P("data"), P("data"))
-    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P("data"))
-    return run(arrays, x, context)
-
-
-def all_ways(mixer, state, x, context):
-    """Call and steps, in one program; the gradient is the call's alone, and half to compile."""
-    y = mixer(x, context=context)
-    if not can_step(mixer):
-        return (), y
-    state, folded = jax.lax.stop_gradient(fold(mixer, state, x, context=context))
-    return state, y + folded
-
-
-# Their gradients.
-
-
-class Result(NamedTuple):
-    y: Any
-    state: Any
-    d_mixer: Any
-    d_state: Any
-    d_x: Any
-
-
-@eqx.filter_jit
-def push(form, mixer, state, x, context) -> tuple[Any, Any]:
-    """What `form` yields: a state, and outputs."""
-    return form(mixer, state, x, context)
-
-
-@eqx.filter_jit
-def pull(form, mixer, state, x, context, y_weight, state_weight) -> Result:
-    """What `form` yields, and the gradient of a weighted sum of it."""
-
-    def loss(inputs):
-        state, y = form(*inputs, context)
-        total = jnp.sum(y * y_weight.astype(y.dtype))
-        for i, leaf in enumerate(jax.tree.leaves(eqx.filter(state, eqx.is_inexact_array))):
-            wave = jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype) + i).reshape(leaf.shape)
-            total += state_weight * jnp.sum(leaf * wave).astype(total.dtype)
-        return total, (state, y)
-
-    grads, (state, y) = eqx.filter_grad(loss, has_aux=True)((mixer, state, x))
-    return Result(y, state, *grads)
-
-
-# The sequences.
-
-
-class Layout(NamedTuple):
-    """How documents and padding lie in a sequence of `TIME` positions.
-
-    - `real`: where the positions of the unpadded sequence went.
-    - `source`: which positions of the unpadded sequence those are.
-    """
-
-    context: Any  # a `SequenceContext`, or None
-    real: np.ndarray
-    source: np.ndarray
-
-
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-X = noise(TIME, FEATURES)
-WEIGHT = noise(TIME, FEATURES, seed=1)
-ZERO, ONE = np.float32(0), np.float32(1)  # arrays: a program is compiled for each Python number
-IDS = np.repeat(np.array([7, 2, 9], np.int32), DOCUMENTS)
-EVERYWHERE = np.arange(TIME)
-PLAIN = Layout(None, EVERYWHERE, EVERYWHERE)
-PACKED = Layout(SequenceContext(segment_ids=jnp.asarray(IDS)), EVERYWHERE, EVERYWHERE)
-
-
-def padded(real: np.ndarray, source: np.ndarray, packed: bool) -> Layout:
-    """A layout with padding everywhere but at `real`. The ids of padding are junk."""
-    mask = np.zeros(TIME, bool)
-    mask[real] = True
-    ids = np.random.default_rng(2).permutation(np.resize(np.array([7, 2, 9, -3], np.int32), TIME))
-    ids[real] = IDS[source]
-    context = SequenceContext(mask=jnp.asarray(mask))
-    if packed:
-        first = jnp.int32(IDS[0])
-        context = context.replace(segment_ids=jnp.asarray(ids), previous_segment_id=first)
-    return Layout(context, real, source)
-
-
-JUNK = np.resize(np.array([np.nan, np.inf, -np.inf, 1e38], np.float32), X.shape)
-FIRST_TWO, SECOND = np.arange(12), np.arange(4, 12)
-INTERIOR = np.array([1, 2, 3, 5, 6, 7, 8, 10, 11, 13, 14, 15])
-PACKED_AND_PADDED = padded(INTERIOR, FIRST_TWO, packed=True)
-# Time since the previous sample, for mixers that use it; at padding it means nothing.
-TIMESTEPS = np.full(TIME, np.nan, np.float32)
-TIMESTEPS[INTERIOR] = 0.5 + INTERIOR % 3
-PADDINGS = [
-    *(padded(real, SECOND, packed=False) for real in (INTERIOR[:8], SECOND + 4, SECOND - 4)),
-    *(padded(real, FIRST_TWO, packed=True) for real in (INTERIOR, FIRST_TWO + 4, FIRST_TWO)),
-]
-NO_REAL = np.arange(0)
-ONLY_PADDING = [padded(NO_REAL, NO_REAL, packed) for packed in (False, True)]
-
-
-def layouts(mixer: AbstractSequenceMixer) -> list[Layout]:
-    """One without a context, and one with everything that this mixer heeds."""
-    context = PACKED_AND_PADDED.context
-    if "timesteps" in mixer.uses:
-        context = context.replace(timesteps=jnp.asarray(TIMESTEPS))
-    return [PLAIN, PACKED_AND_PADDED._replace(context=context)]
-
-
-def scatter(layout: Layout, values: np.ndarray, fill: np.ndarray | float) -> np.ndarray:
-    """The values of the unpadded sequence where the layout puts them."""
-    result = np.broadcast_to(np.asarray(fill, np.float32), values.shape).copy()
-    result[layout.real] = values[layout.source]
-    return result
-
-
-def run(
-    form: Form, mixer, layout: Layout, *, state: Any = None, padding: Any = 0.5, state_weight=ONE
-) -> Result:
-    """`form` on the layout, from the beginning or a given state, with given values at padding."""
-    if state is None:
-        state = initial_state(mixer) if form not in (whole, alone) else ()
-    x = scatter(layout, X, padding)
-    return pull(form, mixer, state, x, layout.context, WEIGHT, state_weight)
-
-
-def forms(mixer: AbstractSequenceMixer) -> list[Form]:
-    """The ways to compute a whole sequence at once."""
-    return [whole, prefilled] if can_step(mixer) else [whole]
-
-
-def can_step(mixer: AbstractSequenceMixer) -> TypeGuard[AbstractRecurrentMixer]:
-    return isinstance(mixer, AbstractRecurrentMixer) and mixer.causal
-
-
-def initial_state(mixer: AbstractSequenceMixer, dtype: DTypeLike | None = None) -> Any:
-    return mixer.init_state(2 * TIME, dtype) if can_step(mixer) else ()
-
-
-def assert_close(got: Any, expected: Any, what: str, tolerance: float = 1e-4) -> None:
-    """Equal up to rounding, relative to the largest number of each array. Integers are equal."""
-    assert jax.tree.structure(got) == jax.tree.structure(expected), what
-    leaves = jax.tree.leaves_with_path(got), jax.tree.leaves(expected)
-    for (path, g), e in zip(*leaves, strict=True):
-        where = f"{what}: {jax.tree_util.keystr(path)}"
-        assert g.shape == e.shape, f"{where} has shape {g.shape}, expected {e.shape}"
-        if not jnp.issubdtype(e.dtype, jnp.inexact):
-            assert np.array_equal(g, e), f"{where} is {g}, expected {e}"
-            continue
-        wide = np.complex128 if jnp.iscomplexobj(e) else np.float64
-        g, e = np.asarray(g, wide), np.asarray(e, wide)
-        assert np.all(np.isfinite(g)), f"{where} is not finite"
-        error, scale = np.max(np.abs(g - e), initial=0), np.max(np.abs(e), initial=0.1)
-        assert error <= tolerance * scale, f"{where} differs by {error} at a scale of {scale}"
-
-
-def assert_finite(tree: Any, what: str) -> None:
-    for path, leaf in jax.tree.leaves_with_path(eqx.filter(tree, eqx.is_inexact_array)):
-        assert jnp.all(jnp.isfinite(leaf)), f"{what}: {jax.tree_util.keystr(path)} is not finite"
-
-
-def assert_zero(tree: Any, what: str) -> None:
-    for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array)):
-        assert np.all(np.asarray(leaf) == 0), f"{what} is not exactly zero"
 
 
 # Law 1: shapes and dtypes.
@@ -658,21 +420,6 @@ def check_errors(mixer: AbstractSequenceMixer) -> None:
     ):
         with raises_value_error(name), without_type_checks():
             call()
-
-
-@contextlib.contextmanager
-def without_type_checks():
-    """As users run it: the shape checks of the test run would come first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def raises_value_error(*words: str):
-    """Expects a `ValueError` whose message has all the words."""
-    return pytest.raises(ValueError, check=lambda error: all(w in str(error) for w in words))
 
 
 def earlier_state(mixer: AbstractRecurrentMixer) -> Any:

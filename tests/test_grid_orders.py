@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from laws import assert_close, raises_value_error
+from asserts import assert_close, raises_value_error
 
 import linax_like as lx
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import laws
 import pytest
+from layouts import FEATURES
 
 from linax_like.ops.linear_scan import final_state, linear_scan
 from linax_like.sequence_mixers import AbstractRecurrentMixer, AbstractSequenceMixerConfig
@@ -167,7 +168,7 @@ class FaultyMixer(AbstractRecurrentMixer[jax.Array]):
 
 
 def broken_laws(fault: str, names, key) -> set[str]:
-    mixer = FaultyMixerConfig(fault).build(laws.FEATURES, key)
+    mixer = FaultyMixerConfig(fault).build(FEATURES, key)
     broken = set()
     for name in names:
         try:
@@ -178,7 +179,7 @@ def broken_laws(fault: str, names, key) -> set[str]:
 
 
 def test_a_sound_mixer_passes(key):
-    mixer = FaultyMixerConfig().build(laws.FEATURES, key)
+    mixer = FaultyMixerConfig().build(FEATURES, key)
     for law in LAWS.values():
         law(mixer)
 

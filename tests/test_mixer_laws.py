@@ -7,6 +7,8 @@ import jax
 import jax.random as jr
 import laws
 import pytest
+from forms import can_step
+from layouts import FEATURES
 from mixer_cases import CASES, default_config, MixerCase
 
 import linax_like as lx
@@ -24,12 +26,12 @@ def case(request) -> Iterator[MixerCase]:
 
 @pytest.fixture(scope="module")
 def mixer(case, key):
-    return case.config.build(laws.FEATURES, key)
+    return case.config.build(FEATURES, key)
 
 
 @pytest.fixture
 def recurrent(mixer):
-    if not laws.can_step(mixer):
+    if not can_step(mixer):
         pytest.skip("not causal")
     return mixer
 
@@ -141,7 +143,7 @@ def test_weights_round_trip(case, mixer, tmp_path):
 
     path = tmp_path / "mixer.safetensors"
     save_weights(path, mixer)
-    skeleton = eqx.filter_eval_shape(case.config.build, laws.FEATURES, jr.key(0))
+    skeleton = eqx.filter_eval_shape(case.config.build, FEATURES, jr.key(0))
     assert eqx.tree_equal(load_weights(path, skeleton), mixer, typematch=True)
 
 

@@ -51,6 +51,25 @@ def test_norms_have_finite_gradients(config, scale, x):
     assert jnp.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("centred", [False, True])
+def test_norms_have_the_derivative_of_their_formula(centred, x):
+    """Backward, forward, and by differences of the formula in float64."""
+    norm = (lx.LayerNormConfig if centred else lx.RMSNormConfig)(eps=0.5).build(16, KEY)
+    norm = eqx.tree_at(lambda norm: norm.weight, norm, jnp.linspace(-1, 2, 16))
+    weight, wide = np.linspace(-1, 2, 16), np.asarray(x, np.float64)
+
+    def formula(x):
+        x = x - centred * np.mean(x, -1, keepdims=True)
+        return weight * x / np.sqrt(np.mean(x * x, -1, keepdims=True) + 0.5)
+
+    direction, cotangent = np.random.default_rng(0).normal(size=(2, *x.shape))
+    slope = (formula(wide + 1e-6 * direction) - formula(wide - 1e-6 * direction)) / 2e-6
+    forward = jax.jvp(norm, (x,), (jnp.asarray(direction, jnp.float32),))[1]
+    np.testing.assert_allclose(forward, slope, rtol=1e-4, atol=1e-5)
+    backward = jax.vjp(norm, x)[1](jnp.asarray(cotangent, jnp.float32))[0]
+    np.testing.assert_allclose(np.sum(backward * direction), np.sum(slope * cotangent), rtol=1e-4)
+
+
 def test_rope_depends_on_differences():
     q, k = jr.normal(KEY, (2, 1, 3, 8))
     places = jnp.asarray([0, 5, 100_000])

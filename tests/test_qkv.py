@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from laws import assert_close, raises_value_error
+from asserts import assert_close, raises_value_error
 from mixer_cases import CASES
 
 import linax_like as lx

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from laws import noise
+from layouts import noise
 
 import linax_like as lx
 from linax_like.sequence_mixers import fold

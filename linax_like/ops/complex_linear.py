@@ -28,8 +28,8 @@ def scale_rows(
     weight: Float[Array, "2 state features"], gain: ComplexPair
 ) -> Float[Array, "2 state features"]:
     """The matrix of a projection whose results are multiplied by `gain`, shape `(state,)`."""
-    turned = weight[::-1] * _SIGN  # times -i
-    return gain.real[:, None] * weight - gain.imag[:, None] * turned
+    turned = weight[::-1] * -_SIGN  # times i
+    return gain.real[:, None] * weight + gain.imag[:, None] * turned
 
 
 def project_out(

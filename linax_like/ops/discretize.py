@@ -18,7 +18,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .complex_pair import ComplexPair, conjugate_multiply, exp, expm1, multiply, reciprocal, scale
+from .complex_pair import (
+    add,
+    ComplexPair,
+    conjugate_multiply,
+    exp,
+    expm1,
+    multiply,
+    reciprocal,
+    scale,
+)
 
 
 Discretization = Literal["zoh", "bilinear", "dirac", "euler"]
@@ -68,12 +77,31 @@ def discretize_gain(
 
 def _zoh_gain(eigenvalues: Any, dt: Float[Array, "..."]) -> Any:
     """`(exp(Δλ) - 1) / λ`, which tends to Δ as λ tends to 0."""
-    z = scale(eigenvalues, dt)
+    return scale(_relative_expm1(scale(eigenvalues, dt)), dt)
+
+
+@jax.custom_jvp
+def _relative_expm1(z: Any) -> Any:
+    """`(exp(z) - 1) / z`, which tends to 1 as z tends to 0."""
+    return _divide(expm1(z), z, 1e-12, _one_plus(scale(z, 0.5)))
+
+
+@_relative_expm1.defjvp
+def _relative_expm1_jvp(primals, tangents):
+    """`(exp(z) - y) / z`, with y for the result; near 0, where that cancels, its series."""
+    (z,), (dz,) = primals, tangents
+    y = _relative_expm1(z)
+    near = float(jnp.finfo(jax.tree.leaves(z)[0].dtype).eps) ** (2 / 3)
+    half = scale(_one_plus(scale(z, 2 / 3)), 0.5)
+    return y, multiply(_divide(add(exp(z), scale(y, -1.0)), z, near, half), dz)
+
+
+def _divide(x: Any, z: Any, near: float, limit: Any) -> Any:
+    """`x / z`, but `limit` where |z|² is below `near`."""
     squared = sum(part * part for part in jax.tree.leaves(z))
-    small = squared < 1e-12
-    ratio = scale(conjugate_multiply(z, expm1(z)), 1 / jnp.where(small, 1.0, squared))
-    taylor = _one_plus(scale(z, 0.5))
-    return scale(jax.tree.map(partial(jnp.where, small), taylor, ratio), dt)
+    small = squared < near
+    ratio = scale(conjugate_multiply(z, x), 1 / jnp.where(small, 1.0, squared))
+    return jax.tree.map(partial(jnp.where, small), limit, ratio)
 
 
 def _log_bilinear(z: ComplexPair) -> ComplexPair:

@@ -63,23 +63,22 @@ def _convolve(
     x: Float[Array, "*space features"],
     weight: Float[Array, "*taps features"],
 ) -> Float[Array, "*space features"]:
-    reaches = _reaches(boundary, dilation, weight.shape)
-    return _correlate(dilation, _extend(x, boundary, reaches), weight)
+    return _convolve_fwd(boundary, dilation, x, weight)[0]
 
 
 def _convolve_fwd(boundary, dilation, x, weight):
-    return _convolve(boundary, dilation, x, weight), (x, weight)
+    window = _extend(x, boundary, _reaches(boundary, dilation, weight.shape))
+    return _correlate(dilation, window, weight), (window, weight)
 
 
 def _convolve_bwd(boundary, dilation, saved, g):
-    x, weight = saved
+    window, weight = saved
+    d_weight = _tap_gradients(dilation, window, g, weight.shape)
+    # In this order the window of the signal is gone before that of `g` is there.
+    g, d_weight = jax.lax.optimization_barrier((g, d_weight))
     reaches = _reaches(boundary, dilation, weight.shape)
     window = _extend(g, boundary, [(after, before) for before, after in reaches])
-    axes = range(weight.ndim - 1)
-    d_flipped = _tap_gradients(dilation, window, x, weight.shape)
-    # In this order `x` is gone before its gradient is there.
-    window, d_flipped = jax.lax.optimization_barrier((window, d_flipped))
-    return _correlate(dilation, window, jnp.flip(weight, axes)), jnp.flip(d_flipped, axes)
+    return _correlate(dilation, window, jnp.flip(weight, range(weight.ndim - 1))), d_weight
 
 
 _convolve.defvjp(_convolve_fwd, _convolve_bwd)
@@ -96,24 +95,24 @@ def _correlate(
 
 
 def _tap_gradients(
-    dilation: int, window: Array, x: Array, shape: tuple[int, ...]
+    dilation: int, window: Array, g: Array, shape: tuple[int, ...]
 ) -> Float[Array, "*taps features"]:
-    """Σ_n x[n] window[n + dilation j]. What has been summed fits the cache."""
-    rows = max(1, 64 // math.prod(x.shape[1:-1]))
-    blocks = -(-len(x) // rows)
-    last = [(0, rows * blocks - len(x))] + [(0, 0)] * (x.ndim - 1)
-    window, x = jnp.pad(window, last), jnp.pad(x, last)
+    """Σ_n g[n] window[n + dilation j]. What has been summed fits the cache."""
+    rows = max(1, 64 // math.prod(g.shape[1:-1]))
+    blocks = -(-len(g) // rows)
+    last = [(0, rows * blocks - len(g))] + [(0, 0)] * (g.ndim - 1)
+    window, g = jnp.pad(window, last), jnp.pad(g, last)
     seen = rows + dilation * (shape[0] - 1)
 
     def add(sums, block):
-        i, x = block
+        i, g = block
         part = jax.lax.dynamic_slice_in_dim(window, rows * i, seen)
         places = _places(dilation, part.shape, shape)
-        return tuple(s + x * part[p] for s, (_, p) in zip(sums, places, strict=True)), None
+        return tuple(s + g * part[p] for s, (_, p) in zip(sums, places, strict=True)), None
 
-    x = x.reshape(blocks, rows, *x.shape[1:])
-    zeros, _ = vary_together(jnp.zeros_like(x[0]), window)
-    sums, _ = jax.lax.scan(add, (zeros,) * math.prod(shape[:-1]), (jnp.arange(blocks), x))
+    g = g.reshape(blocks, rows, *g.shape[1:])
+    zeros, _ = vary_together(jnp.zeros_like(g[0]), window)
+    sums, _ = jax.lax.scan(add, (zeros,) * math.prod(shape[:-1]), (jnp.arange(blocks), g))
     sums = [s.sum(range(s.ndim - 1)) for s in sums]
     return jnp.stack(sums).reshape(shape)
 

@@ -1,5 +1,6 @@
 """Discretisation against its formulas in float64, and HiPPO against the published numbers."""
 
+import math
 from pathlib import Path
 
 import jax
@@ -62,6 +63,26 @@ def test_small_steps_keep_their_precision_in_float32():
     _, gain = discretized(EIGENVALUES[:3].astype(np.complex64), 1e-6, "zoh")
     expected = formulas(EIGENVALUES[:3], 1e-6, "zoh")[1]
     np.testing.assert_allclose(as_complex(gain), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_gain_by_the_eigenvalue_does_not_cancel(dtype):
+    """Δ² Σₖ (k + 1) zᵏ / (k + 2)! for z = Δλ: the closed formula loses all digits near 0."""
+    z = np.geomspace(1e-9, 1, 400) * np.exp(1j * np.linspace(np.pi / 2, np.pi, 400))
+    factors = [(k + 1) / math.factorial(k + 2) for k in range(20)]
+    expected = sum(factor * z**k for k, factor in enumerate(factors))
+    with jax.enable_x64(dtype == np.float64):
+
+        def gain(real, imag):
+            parts = ComplexPair(real, imag)
+            return discretize_gain(parts, jnp.ones_like(real), "zoh").real
+
+        # Of an analytic function f, ∂ Re f / ∂ Re z - i ∂ Re f / ∂ Im z is the derivative.
+        at = jnp.asarray(z.real, dtype), jnp.asarray(z.imag, dtype)
+        real, imag = jax.vmap(jax.grad(gain, (0, 1)))(*at)
+    got = np.asarray(real, np.float64) - 1j * np.asarray(imag, np.float64)
+    rtol = 2e-4 if dtype == np.float32 else 1e-9
+    np.testing.assert_allclose(got, expected, rtol=rtol)
 
 
 @pytest.mark.parametrize("method", METHODS)
