@@ -176,7 +176,7 @@ def row(case: Case) -> dict:
         seconds = harness.time_in_turns(
             {"ours": lambda program=program: program(*arguments), "theirs": run},
             {"ours": (), "theirs": ()},
-            repeats=8,
+            repeats=20,
         )
         analysis = program.memory_analysis()
         memory = {

@@ -140,6 +140,8 @@ def _divide_jvp(total, eps, primals, tangents):
     (x,), (dx,) = primals, tangents
     factor = _factor(x, total, eps)
     y = x * factor
+    # Behind the barrier, or XLA keeps it in the shape of x, as the result needed it, for the gradient.
+    factor = jax.lax.optimization_barrier(factor)
     return y, factor * dx - y * (factor * total(y * dx, axis=-1, keepdims=True))
 
 
