@@ -142,7 +142,7 @@ def _compilations(model: lx.LanguageModel) -> int:
             generate(model, jnp.arange(50), 100, jr.key(seed))
     logger.propagate = True
     logger.removeHandler(handler)
-    return sum("Finished XLA compilation" in m and "_generate" in m for m in messages)
+    return sum("Finished XLA compilation" in m and "_advance" in m for m in messages)
 
 
 if __name__ == "__main__":
