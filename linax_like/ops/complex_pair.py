@@ -67,8 +67,14 @@ def conjugate_multiply(x, y):
     return x * y
 
 
-def subtract(x: ComplexPair, y: ComplexPair) -> ComplexPair:
-    return ComplexPair(x.real - y.real, x.imag - y.imag)
+@overload
+def subtract(x: ComplexPair, y: ComplexPair) -> ComplexPair: ...
+@overload
+def subtract(x: Array, y: Array) -> Array: ...
+def subtract(x, y):
+    if isinstance(x, ComplexPair):
+        return ComplexPair(x.real - y.real, x.imag - y.imag)
+    return x - y
 
 
 @overload

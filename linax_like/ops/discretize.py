@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .complex_pair import (
-    add,
     ComplexPair,
     conjugate_multiply,
     exp,
@@ -27,6 +26,7 @@ from .complex_pair import (
     multiply,
     reciprocal,
     scale,
+    subtract,
 )
 
 
@@ -93,7 +93,7 @@ def _relative_expm1_jvp(primals, tangents):
     y = _relative_expm1(z)
     near = float(jnp.finfo(jax.tree.leaves(z)[0].dtype).eps) ** (2 / 3)
     half = scale(_one_plus(scale(z, 2 / 3)), 0.5)
-    return y, multiply(_divide(add(exp(z), scale(y, -1.0)), z, near, half), dz)
+    return y, multiply(_divide(subtract(exp(z), y), z, near, half), dz)
 
 
 def _divide(x: Any, z: Any, near: float, limit: Any) -> Any:

@@ -236,7 +236,7 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         - `short`: the short convolution of streams from a given one on; None once it is done.
         """
         counts = [2] + [1] * len(convolutions)  # of the streams that each step takes
-        u, parts = jax.lax.stop_gradient(u), _parts(u, tuple(self.in_features * n for n in counts))
+        parts = _parts(u, tuple(self.in_features * n for n in counts))
 
         def streams(u, part, first, count):
             """After the short convolution, which the gradient does again rather than keep them."""
