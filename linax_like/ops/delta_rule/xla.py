@@ -47,7 +47,7 @@ class Prepared(NamedTuple):
 def _prepare(chunk) -> Prepared:
     q, k, v, beta, log_decay = chunk
     beta = upcast(beta)[..., None]
-    scores, lower = einsum("hik,hjk->hij", q, k), beta * einsum("hik,hjk->hij", k, k)
+    scores, lower = einsum("hik,hjk->hij", q, k), beta * _gram(k)
     removed, added, kept = k, k, None
     if log_decay is None:
         scores = jnp.tril(scores)
@@ -59,6 +59,19 @@ def _prepare(chunk) -> Prepared:
         kept = decays.through[..., None, None]
     inverse = jax.lax.stop_gradient(unit_triangular_inverse(lower))
     return Prepared(q, removed, added, v, beta, _as(k, scores), lower, inverse, kept)
+
+
+@jax.custom_vjp
+def _gram(k):
+    """K Kᵀ. It is symmetric: one product in its gradient is enough."""
+    return einsum("hik,hjk->hij", k, k)
+
+
+def _gram_backward(k, d_gram):
+    return (_as(k, einsum("hij,hjk->hik", _as(k, d_gram + d_gram.mT), k)),)
+
+
+_gram.defvjp(lambda k: (_gram(k), k), _gram_backward)
 
 
 def advance(state, prepared: Prepared):
