@@ -67,11 +67,15 @@ def _gram(k):
     return einsum("hik,hjk->hij", k, k)
 
 
+def _gram_forward(k):
+    return einsum("hik,hjk->hij", k, k), k
+
+
 def _gram_backward(k, d_gram):
     return (_as(k, einsum("hij,hjk->hik", _as(k, d_gram + d_gram.mT), k)),)
 
 
-_gram.defvjp(lambda k: (_gram(k), k), _gram_backward)
+_gram.defvjp(_gram_forward, _gram_backward)
 
 
 def advance(state, prepared: Prepared):
