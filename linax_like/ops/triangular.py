@@ -11,6 +11,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from ..precision import upcast
@@ -29,20 +30,23 @@ def unit_triangular_inverse(lower: Float[Array, "*batch n n"]) -> Float[Array, "
 
 
 def _inverse_forward(lower):
+    lower = lower.value
     inverse = _inverse(lower)
     return inverse, (inverse, jnp.zeros((0,), lower.dtype))
 
 
 def _inverse_backward(residuals, d_inverse):
+    if isinstance(d_inverse, SymbolicZero):
+        return (None,)
     inverse, like = residuals
     d_lower = _product(_product(inverse.mT, d_inverse), inverse.mT)
     return (_below_diagonal(-d_lower).astype(like.dtype),)
 
 
-unit_triangular_inverse.defvjp(_inverse_forward, _inverse_backward)
+unit_triangular_inverse.defvjp(_inverse_forward, _inverse_backward, symbolic_zeros=True)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def unit_triangular_solve(
     lower: Float[Array, "*batch n n"],
     inverse: Float[Array, "*batch n n"],
@@ -50,23 +54,30 @@ def unit_triangular_solve(
 ) -> Float[Array, "*batch n m"]:
     """`inverse @ right`, all in one dtype, with the gradient by `lower` rather than by its inverse.
 
-    That takes two products, and not four. `inverse` is a constant in it.
+    That takes two products, and not four. `inverse` must be that of `lower`, its gradient with it:
+    derivatives of this gradient need that.
     """
     return _product(inverse, right)
 
 
-def _solve_forward(lower, inverse, right):
-    x = _product(inverse, right)
-    return x, (inverse, x)
+@unit_triangular_solve.defjvp
+def _solve_tangent(primals, tangents):
+    lower, inverse, right = primals
+    d_lower, _, d_right = tangents
+    x = unit_triangular_solve(lower, inverse, right)
+    return x, _product(inverse, d_right - _product(_below_diagonal(d_lower), x))
 
 
-def _solve_backward(residuals, dx):
-    inverse, x = residuals
-    d_right = _product(inverse.mT, dx)
-    return _below_diagonal(-_product(d_right, x.mT)), jnp.zeros_like(inverse), d_right
+@jax.custom_vjp
+def gradient_taken_elsewhere(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """`x`, whose gradient is not asked for, but whose part in derivatives of that gradient is.
+
+    `jax.lax.stop_gradient` would leave that out too.
+    """
+    return x
 
 
-unit_triangular_solve.defvjp(_solve_forward, _solve_backward)
+gradient_taken_elsewhere.defvjp(lambda x: (x, None), lambda _, dx: (None,))
 
 
 def _below_diagonal(x):

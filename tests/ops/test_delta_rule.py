@@ -120,6 +120,28 @@ def test_the_gradient_by_central_differences():
             np.testing.assert_allclose(np.sum(grad * step), (ahead - behind) / 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize("decay", ["none", "head", "channel"])
+def test_second_derivatives(decay):
+    """Of chunks, forward and backward over backward, as of the definition."""
+    q, k, v, beta, log_decay, s0 = example(13, groups=HEADS)
+    decays = {"none": None, "head": log_decay, "channel": np.stack([log_decay] * KEY, axis=-1)}
+    others = (v, beta, decays[decay], s0)
+
+    def along(backend, forward, q, k, *others):
+        y = lambda k: delta_rule(q, k, *others, chunk=CHUNK, backend=backend)[1]
+        gradient = jax.grad(lambda k: jnp.sum(jnp.sin(y(k))))
+        if forward:
+            return jax.jvp(gradient, (k,), (q,))[1]
+        return jax.grad(lambda k: jnp.sum(gradient(k) * q))(k)
+
+    with jax.enable_x64():
+        run = jax.jit(along, static_argnums=(0, 1))
+        expected = run("reference", True, q, k, *others)
+        for forward in (True, False):
+            got = run("xla", forward, q, k, *others)
+            np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-10)
+
+
 @pytest.mark.parametrize("name", ["fla_delta_rule", "fla_gated_delta_rule"])
 def test_published_recurrences(name):
     """Values, states and gradients, from zero and from a state."""

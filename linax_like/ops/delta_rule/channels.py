@@ -8,13 +8,12 @@ writes by its keys is
     Y  = (Q ⊙ exp(ℓ)) S + M_qk R        S' = diag(exp(ℓ[-1])) S + (K ⊙ exp(ℓ[-1] - ℓ))ᵀ R
 """
 
-import jax
 import jax.numpy as jnp
 
 from ...precision import upcast
 from ..decayed_scores import decayed_scores
 from ..matrix_memory import chunk_recurrence, Recurrence
-from ..triangular import unit_triangular_inverse
+from ..triangular import gradient_taken_elsewhere, unit_triangular_inverse
 from .reference import delta_rule_step
 from .xla import advance, Prepared
 
@@ -38,6 +37,6 @@ def _prepare(chunk) -> Prepared:
         beta=beta,
         scores=of_q[0].astype(dtype),
         lower=lower,
-        inverse=jax.lax.stop_gradient(unit_triangular_inverse(lower)),
+        inverse=gradient_taken_elsewhere(unit_triangular_inverse(lower)),
         kept=since_start[:, -1, :, None],
     )

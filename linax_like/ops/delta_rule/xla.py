@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from ...precision import einsum, upcast
 from ..decays import decays_of
 from ..matrix_memory import chunk_recurrence, Recurrence
-from ..triangular import unit_triangular_inverse, unit_triangular_solve
+from ..triangular import gradient_taken_elsewhere, unit_triangular_inverse, unit_triangular_solve
 from .reference import delta_rule_step
 
 
@@ -57,7 +57,7 @@ def _prepare(chunk) -> Prepared:
         q, removed = (_as(k, decays.since_start[..., None] * z) for z in (q, k))
         added = _as(k, decays.until_end[..., None] * k)
         kept = decays.through[..., None, None]
-    inverse = jax.lax.stop_gradient(unit_triangular_inverse(lower))
+    inverse = gradient_taken_elsewhere(unit_triangular_inverse(lower))
     return Prepared(q, removed, added, v, beta, _as(k, scores), lower, inverse, kept)
 
 
