@@ -11,7 +11,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from ..precision import upcast
@@ -30,20 +29,30 @@ def unit_triangular_inverse(lower: Float[Array, "*batch n n"]) -> Float[Array, "
 
 
 def _inverse_forward(lower):
-    lower = lower.value
     inverse = _inverse(lower)
     return inverse, (inverse, jnp.zeros((0,), lower.dtype))
 
 
 def _inverse_backward(residuals, d_inverse):
-    if isinstance(d_inverse, SymbolicZero):
-        return (None,)
     inverse, like = residuals
     d_lower = _product(_product(inverse.mT, d_inverse), inverse.mT)
     return (_below_diagonal(-d_lower).astype(like.dtype),)
 
 
-unit_triangular_inverse.defvjp(_inverse_forward, _inverse_backward, symbolic_zeros=True)
+unit_triangular_inverse.defvjp(_inverse_forward, _inverse_backward)
+
+
+@jax.custom_vjp
+def inverse_for_solve(lower: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
+    """`unit_triangular_inverse(lower)` for `unit_triangular_solve`, which has the gradient by `lower`.
+
+    So none is computed here. But derivatives of that gradient look at how the inverse depends on
+    `lower`: `jax.lax.stop_gradient` would make them wrong.
+    """
+    return _inverse(lower)
+
+
+inverse_for_solve.defvjp(lambda lower: (_inverse(lower), None), lambda _, d_inverse: (None,))
 
 
 @jax.custom_jvp
@@ -54,8 +63,7 @@ def unit_triangular_solve(
 ) -> Float[Array, "*batch n m"]:
     """`inverse @ right`, all in one dtype, with the gradient by `lower` rather than by its inverse.
 
-    That takes two products, and not four. `inverse` must be that of `lower`, its gradient with it:
-    derivatives of this gradient need that.
+    That takes two products, and not four. `inverse` is `inverse_for_solve(lower)`.
     """
     return _product(inverse, right)
 
@@ -66,18 +74,6 @@ def _solve_tangent(primals, tangents):
     d_lower, _, d_right = tangents
     x = unit_triangular_solve(lower, inverse, right)
     return x, _product(inverse, d_right - _product(_below_diagonal(d_lower), x))
-
-
-@jax.custom_vjp
-def gradient_taken_elsewhere(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """`x`, whose gradient is not asked for, but whose part in derivatives of that gradient is.
-
-    `jax.lax.stop_gradient` would leave that out too.
-    """
-    return x
-
-
-gradient_taken_elsewhere.defvjp(lambda x: (x, None), lambda _, dx: (None,))
 
 
 def _below_diagonal(x):

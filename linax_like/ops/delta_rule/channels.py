@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ...precision import upcast
 from ..decayed_scores import decayed_scores
 from ..matrix_memory import chunk_recurrence, Recurrence
-from ..triangular import gradient_taken_elsewhere, unit_triangular_inverse
+from ..triangular import inverse_for_solve
 from .reference import delta_rule_step
 from .xla import advance, Prepared
 
@@ -37,6 +37,6 @@ def _prepare(chunk) -> Prepared:
         beta=beta,
         scores=of_q[0].astype(dtype),
         lower=lower,
-        inverse=gradient_taken_elsewhere(unit_triangular_inverse(lower)),
+        inverse=inverse_for_solve(lower),
         kept=since_start[:, -1, :, None],
     )

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from ...precision import einsum, upcast
 from ..decays import decays_of
 from ..matrix_memory import chunk_recurrence, Recurrence
-from ..triangular import gradient_taken_elsewhere, unit_triangular_inverse, unit_triangular_solve
+from ..triangular import inverse_for_solve, unit_triangular_solve
 from .reference import delta_rule_step
 
 
@@ -57,25 +57,21 @@ def _prepare(chunk) -> Prepared:
         q, removed = (_as(k, decays.since_start[..., None] * z) for z in (q, k))
         added = _as(k, decays.until_end[..., None] * k)
         kept = decays.through[..., None, None]
-    inverse = gradient_taken_elsewhere(unit_triangular_inverse(lower))
+    inverse = inverse_for_solve(lower)
     return Prepared(q, removed, added, v, beta, _as(k, scores), lower, inverse, kept)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _gram(k):
     """K Kᵀ. It is symmetric: one product in its gradient is enough."""
     return einsum("hik,hjk->hij", k, k)
 
 
-def _gram_forward(k):
-    return einsum("hik,hjk->hij", k, k), k
-
-
-def _gram_backward(k, d_gram):
-    return (_as(k, einsum("hij,hjk->hik", _as(k, d_gram + d_gram.mT), k)),)
-
-
-_gram.defvjp(_gram_forward, _gram_backward)
+@_gram.defjvp
+def _gram_tangent(primals, tangents):
+    (k,), (dk,) = primals, tangents
+    product = einsum("hik,hjk->hij", dk, k)
+    return _gram(k), product + product.mT
 
 
 def advance(state, prepared: Prepared):
