@@ -248,6 +248,8 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         again = jax.checkpoint
         z, states = again(lambda u, part: self._enter(*streams(u, part, 0, 2)))(u, parts[0]), []
         for i, (convolution, part) in enumerate(zip(convolutions, parts[1:], strict=True), 2):
+            if short is not None:  # so that the next stream's does not take memory already
+                z, u = jax.lax.optimization_barrier((z, u))
             state, z = convolution(z)
             combine = self._leave if i == self.config.order else self._between
             z = again(lambda z, u, part: combine(z, *streams(u, part, i, 1)))(z, u, part)
