@@ -59,7 +59,7 @@ CASES = [
     MixerCase(
         "attention_window",
         lx.AttentionSequenceMixerConfig(
-            4, 2, 4, window=5, qk_norm=True, norm_over="all", output_gate=True
+            4, 2, 4, window=5, qk_norm=True, norm_over="all", output_gate=True, soft_cap=0.5
         ),
         splits_time=False,
         max_length=512,
