@@ -90,14 +90,19 @@ class AbstractConfig:
         return type(self).from_dict(data, classes_in(self))
 
 
+def configs_in(value: Any) -> list[AbstractConfig]:
+    """A config and all in it."""
+    if isinstance(value, tuple):
+        return [config for item in value for config in configs_in(item)]
+    if not isinstance(value, AbstractConfig):
+        return []
+    fields = (getattr(value, field.name) for field in dataclasses.fields(value))
+    return [value, *configs_in(tuple(fields))]
+
+
 def classes_in(value: Any) -> set[type[AbstractConfig]]:
     """The types of a config and of all in it."""
-    if isinstance(value, tuple):
-        return set().union(*map(classes_in, value))
-    if not isinstance(value, AbstractConfig):
-        return set()
-    fields = (getattr(value, field.name) for field in dataclasses.fields(value))
-    return classes_in(tuple(fields)) | {type(value)}
+    return set(map(type, configs_in(value)))
 
 
 def require(condition: bool, config: AbstractConfig, field: str, law: str) -> None:

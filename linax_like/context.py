@@ -7,7 +7,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 
 class SequenceContext(eqx.Module):
@@ -84,10 +84,18 @@ class SequenceContext(eqx.Module):
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return SequenceContext(**(fields | changes))
 
-    def blank_padding(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """`x` with zeros at padding: selected, so that NaN there leaves no trace, gradients included."""
+    def blank_padding(self, x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
+        """`x` with zeros at padding: selected, so that NaN there leaves no trace, gradients included.
+
+        **Raises:** `ValueError` if the mask is not one of these positions.
+        """
         if self.mask is None:
             return x
+        if self.mask.shape != x.shape[: self.mask.ndim]:
+            raise ValueError(
+                f"`context.mask` says of every position whether it is real. Received shape "
+                f"{self.mask.shape}, for an input of shape {x.shape}."
+            )
         mask = self.mask.reshape(self.mask.shape + (1,) * (x.ndim - self.mask.ndim))
         return jnp.where(mask, x, jnp.zeros_like(x))
 

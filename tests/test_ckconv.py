@@ -170,6 +170,7 @@ def test_a_whole_model_is_materialized():
 
 def test_a_circle_that_is_not_the_sampled_one_is_an_error():
     mixer = config("circular", "zero").build(2, KEY).materialize((5, 6))
+    assert mixer(noise(0, 4, 2)).shape == (0, 4, 2)
     assert eqx.filter_eval_shape(mixer, noise(5, 4, 2)).shape == (5, 4, 2)
     with pytest.raises(ValueError, match="a circular axis takes exactly the size"):
         mixer(noise(7, 4, 2))
@@ -182,7 +183,8 @@ def test_a_circle_that_is_not_the_sampled_one_is_an_error():
     ("build", "message"),
     [
         (lambda: config(), "one to three of 'zero', 'circular', 'causal'"),
-        (lambda: config("zero", extent=(1.0, 2.0)), "`extent` must be positive: one number"),
+        (lambda: config("zero", extent=(1.0, 2.0)), "`extent` must be positive and finite: one"),
+        (lambda: config("zero", extent=np.inf), "`extent` must be positive and finite"),
         (lambda: config("zero", spacing=0.0), "`spacing` must be positive"),
         (lambda: lx.SIRENKernelConfig(8, frequencies=(1.0, 2.0, 3.0)), "divide `hidden_features`"),
         (lambda: lx.SIRENKernelConfig(scale_bounds=(2.0, 3.0)), "with 1 between them"),
@@ -196,6 +198,10 @@ def test_a_circle_that_is_not_the_sampled_one_is_an_error():
         (
             lambda: lx.CKConvSequenceMixerConfig(num_heads=3).build(8, KEY),
             "a divisor of the width, which is 8",
+        ),
+        (
+            lambda: config("zero", "causal").build(2, KEY).materialize((3,)),
+            r"grids of 2 axes. Received the sizes \(3,\)",
         ),
     ],
 )
@@ -212,6 +218,33 @@ def test_documents_on_a_circle_and_split_grids_are_refused():
         config("zero", "zero").build(2, KEY)(
             noise(3, 3, 2), context=lx.SequenceContext(axis_name="time")
         )
+
+
+def test_a_short_convolution_on_a_circle_refuses_documents_and_leaves_padding_in_place():
+    """Between its ends there is padding then, as beyond them there are zeros."""
+    build = lambda short: lx.QKVSequenceMixerConfig(
+        lx.HyenaOperatorConfig(convolution=config("zero"), short_boundary=(short,))
+    ).build(4, KEY)
+    with pytest.raises(ValueError, match=r"circular boundary.*`context.segment_ids`"):
+        ids = lx.SequenceContext(segment_ids=jnp.zeros(5, jnp.int32))
+        build("circular")(noise(5, 4), context=ids)
+    x, real = noise(5, 4), lx.SequenceContext(mask=jnp.arange(7) < 5)
+    padded = jnp.pad(x, ((0, 2), (0, 0)), constant_values=jnp.nan)
+    assert_close(call(build("circular"), padded, context=real)[:5], call(build("zero"), x), 1e-5)
+
+
+def test_heads_share_what_makes_their_kernels():
+    """Twice the heads are half the channels, whose kernels take half the work."""
+    work = lambda heads: (
+        lx.CKConvSequenceMixerConfig(num_heads=heads, kernel=KERNEL)
+        .build(8, KEY)
+        .flop_count((64,))
+    )
+    assert work(4) < work(2) < work(1)
+    mixer = lx.CKConvSequenceMixerConfig(num_heads=4, kernel=KERNEL).build(8, KEY)
+    program = jax.jit(lambda x: mixer(x)).lower(noise(64, 8)).as_text()
+    assert "tensor<2x64x" in program
+    assert "tensor<8x64x8" not in program
 
 
 def test_the_kernel_is_the_mixers(key):

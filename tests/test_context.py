@@ -169,6 +169,8 @@ def test_padding_is_blanked_without_a_trace_in_the_gradient():
     y, gradient = jax.value_and_grad(lambda x: jnp.sum(context.blank_padding(x) ** 2))(x)
     assert y == 1
     assert gradient.tolist() == [[2.0], [0.0]]
+    with pytest.raises(ValueError, match=r"`context.mask`.*shape \(2,\), for.*shape \(3, 1\)"):
+        context.blank_padding(jnp.ones((3, 1)))
 
 
 def test_forget():

@@ -123,6 +123,14 @@ def test_a_distilled_model_is_what_its_config_says_and_survives_its_folder(disti
     assert jax.tree.all(jax.tree.map(np.array_equal, again, model))
 
 
+def test_what_was_distilled_before_stays():
+    hyena = lx.QKVSequenceMixerConfig(lx.HyenaOperatorConfig(2, CONVOLUTION)).build(2, KEY)
+    before, _ = lx.distill(hyena, 8, LENGTH)
+    (same, new), _ = lx.distill((before, hyena), 4, LENGTH)
+    assert same.config == before.config
+    assert new.config.operator.recurrence.state_dim == 4
+
+
 def test_bad_requests_say_why(model):
     with pytest.raises(ValueError, match="`length` of at least 18 lags to find 8 poles"):
         lx.distill(model, 8, 17)

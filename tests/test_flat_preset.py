@@ -83,6 +83,14 @@ def test_vision_transformer_with_positions_of_ones_own():
     assert not jnp.allclose(model(swapped).logits, model(image).logits, atol=1e-3)
 
 
+def test_one_number_is_the_patch_size_of_all_axes():
+    config = lx.presets.sequence_model(
+        5, 16, 1, embedder=lx.PatchEmbeddingConfig, unembedder=lx.ClassificationHeadConfig,
+        embedder_args={"img_size": (8, 8, 4), "patch_size": 4},
+    )  # fmt: skip
+    assert config.encoder.patch_size == (4, 4, 4)
+
+
 @dataclass(frozen=True)
 class LinearMixerConfig(lx.AbstractSequenceMixerConfig):
     max_length: int

@@ -202,6 +202,10 @@ def test_attention_has_the_heads_that_were_asked_for(preset, sizes):
             lambda: lx.PatchMergingConfig((2,)).build(8, 8, KEY)(IMAGE, context=HERE),
             "grid of 1 axes",
         ),
+        (  # with its tokens it has as many positions as there are patches of the grid
+            lambda: VISION((4, 6), (2, 2), 1, 5, features=8).build(KEY)(jnp.ones((4, 4, 1))),
+            r"layers for a grid of \(2, 3\).*whose grid is \(2, 2\)",
+        ),
     ],
 )
 def test_mistakes_are_told(mistake, message):
@@ -255,3 +259,4 @@ def test_hyena_is_the_grid_mixer_of_a_vision_model():
     )
     model = eqx.filter_eval_shape(cfg.build, KEY)
     assert eqx.filter_eval_shape(model, IMAGE).logits.shape == (5,)
+    assert lx.presets.grid_hyena((500, 1000)).operator.convolution.mask.start[0] < 0.001

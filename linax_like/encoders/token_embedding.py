@@ -67,7 +67,7 @@ class TokenEmbedding(AbstractEncoder):
                 f"`TokenEmbedding` takes one sequence of integer tokens, shape (time,). Received "
                 f"{x.dtype.name}{list(x.shape)}. Use `jax.vmap` for a batch."
             )
-        tokens = x if context.mask is None else jnp.where(context.mask, x, 0)
+        tokens = context.blank_padding(x)
         features = self.config.scale * embed(self.table, tokens)
         if self.positions is not None:
             places = context.positions_from(jnp.zeros((), jnp.int32), len(x))

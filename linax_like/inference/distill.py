@@ -143,6 +143,8 @@ def _distilled_config(
     replaced: set[CKConvSequenceMixerConfig],
     recurrence: S4DSequenceMixerConfig,
 ) -> AbstractConfig | None:
+    if isinstance(config, HyenaOperatorConfig) and config.recurrence is not None:
+        return config  # of an earlier distillation
     if isinstance(config, HyenaOperatorConfig) and config.convolution in replaced:
         return dataclasses.replace(config, recurrence=recurrence)
     return recurrence if config in replaced else None

@@ -48,7 +48,7 @@ def sequence_model(
     - `max_len`: the longest sequence: the `max_length` of whatever has one.
     - `pos_encoder`: vectors added to what is embedded: True for sinusoidal ones, a type or a config.
     - `embedder`: of tokens; or `PatchEmbeddingConfig`, whose arguments may be `img_size`, `patch_size`
-        (224 and 16 by default, one number for both axes) and `in_chans` (3), and which puts patches in
+        (224 and 16 by default, one number for all axes) and `in_chans` (3), and which puts patches in
         a sequence.
     - `unembedder`: with tokens and `LanguageModelHeadConfig`, untied, it is a language model;
         otherwise a sequence model.
@@ -112,14 +112,16 @@ def _patches(
     max_len: int,
 ) -> tuple[int, PatchEmbeddingConfig]:
     """The channels of an image, and its embedding."""
-    image, patch = _pair(options.pop("img_size", 224)), _pair(options.pop("patch_size", 16))
+    image, patch = options.pop("img_size", 224), options.pop("patch_size", 16)
+    axes = next((len(size) for size in (image, patch) if isinstance(size, tuple)), 2)
+    image, patch = (s if isinstance(s, tuple) else (s,) * axes for s in (image, patch))
     channels = options.pop("in_chans", 3)
-    grid = tuple(-(-size // part) for size, part in zip(image, patch, strict=True))
-    if any(size % part for size, part in zip(image, patch, strict=True)):
+    if len(image) != len(patch) or any(size % part for size, part in zip(image, patch)):
         raise ValueError(
             f"`embedder_args`: `img_size` must be a multiple of `patch_size`. Received {image} and "
             f"{patch}."
         )
+    grid = tuple(size // part for size, part in zip(image, patch, strict=True))
     if math.prod(grid) > max_len:
         raise ValueError(
             f"`sequence_model`: an image of {image} has {math.prod(grid)} patches of {patch}, above "
@@ -128,7 +130,3 @@ def _patches(
     places = _positions(pos_encoder, SinusoidalGridPositionsConfig, {"grid": grid})
     defaults = {"patch_size": patch, "positions": places, "layout": "sequence"}
     return channels, _build(PatchEmbeddingConfig, defaults, options)
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size

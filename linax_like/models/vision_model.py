@@ -13,7 +13,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ..config import AbstractConfig, require, require_choice, require_positive
+from ..blocks import PatchBlockConfig
+from ..config import AbstractConfig, configs_in, require, require_choice, require_positive
 from ..context import SequenceContext
 from ..encoders import PatchEmbedding, PatchEmbeddingConfig
 from ..heads import (
@@ -24,6 +25,7 @@ from ..heads import (
     RegisterPooling,
 )
 from ..initializers import normal, split
+from ..sequence_mixers import AttentionOperatorConfig
 from ..stack import Stack, StackConfig
 from .base import Dtype, open_context
 
@@ -104,6 +106,7 @@ class VisionModel(eqx.Module):
         context = open_context(self, context, self.stack.uses, math.prod(x.shape))
         context = self._flatten(context)
         features = self.embedding(x, context=context).astype(jnp.dtype(self.config.dtype))
+        self._check_grid(x.shape[:-1])
         patches, mask = len(features), context.mask
         if mask is not None:
             mask = jnp.concatenate([mask, jnp.ones((len(self.tokens),), bool)])
@@ -124,6 +127,17 @@ class VisionModel(eqx.Module):
             + self.stack.flop_count((positions,), inference)
             + self.head.flop_count((1,), inference)
         )
+
+    def _check_grid(self, image: tuple[int, ...]) -> None:
+        """A layer for another grid would take tokens for patches, or patches for others."""
+        grid = tuple(size // part for size, part in zip(image, self.config.embedding.patch_size))
+        for config in configs_in(self.config.stack):
+            aware = isinstance(config, PatchBlockConfig | AttentionOperatorConfig)
+            if aware and config.grid not in (None, grid):
+                raise ValueError(
+                    f"`VisionModel` has layers for a grid of {config.grid} patches. Received an image "
+                    f"of {image}, whose grid is {grid}. Build the model for the size of its images."
+                )
 
     def _flatten(self, context: SequenceContext) -> SequenceContext:
         """What is known about the patches, row by row."""

@@ -148,7 +148,8 @@ def grid_hyena(
     """
     sizes = tuple(float(size) for size in extent)
     # Windows from half a point to half of the grid.
-    mask = GaussianMaskConfig(start=(0.466 / max(sizes), 0.466))
+    narrow = 0.466 / max(sizes)
+    mask = GaussianMaskConfig((narrow, 0.466), (min(0.001, narrow / 2), 3.122))
     convolution = CKConvSequenceMixerConfig(
         (boundary,) * len(sizes), extent=sizes, spacing=spacing, mask=mask
     )

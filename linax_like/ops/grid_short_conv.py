@@ -35,7 +35,7 @@ def grid_short_conv(
     **Raises:** `ValueError` if the axes do not agree, or the groups do not divide the features.
     """
     features, groups = x.shape[-1], weight.shape[-1]
-    if not x.ndim - 1 == weight.ndim - 1 == len(boundary) or features % groups:
+    if not x.ndim - 1 == weight.ndim - 1 == len(boundary) or features % max(groups, 1):
         raise ValueError(
             "`grid_short_conv` takes a grid and taps with as many axes before the features as there "
             "are boundaries, and a number of groups that divides the features. Received "

@@ -78,8 +78,10 @@ class CKConvSequenceMixerConfig(AbstractSequenceMixerConfig):
         require_positive(self, "num_heads", "max_documents")
         for field in ("extent", "spacing"):
             sizes = self._per_axis(field)
-            fits = len(sizes) == len(self.boundary) and min(sizes) > 0
-            require(fits, self, field, "positive: one number, or one for each `boundary`")
+            fits = len(sizes) == len(self.boundary) and 0 < min(sizes) <= max(sizes) < math.inf
+            require(
+                fits, self, field, "positive and finite: one number, or one for each `boundary`"
+            )
 
     def build(self, in_features: int, key: PRNGKeyArray) -> "CKConvSequenceMixer":
         divides = in_features % self.num_heads == 0
@@ -243,11 +245,14 @@ class CKConvSequenceMixer(AbstractRecurrentMixer[ConvolutionState]):
     def _convolve(self, x: Grid, context: SequenceContext) -> Grid:
         """The convolution of a whole grid."""
         cfg, dtype = self.config, accumulation_dtype(x.dtype)
-        if self.sampled is not None or 0 in x.shape:
+        if 0 in x.shape:
+            return x
+        if self.sampled is not None:
             return grid_conv(x, self._sample(x.shape[:-1], dtype, context), cfg.boundary)
-        kernel_of, parameters = self._kernels(x.shape[:-1], dtype, context)
-        tile = lambda array: jnp.concatenate([array] * cfg.num_heads)
-        return grid_conv_by_feature(x, kernel_of, jax.tree.map(tile, parameters), cfg.boundary)
+        kernels = self._kernels(x.shape[:-1], dtype, context)
+        one_head = lambda x: grid_conv_by_feature(x, *kernels, cfg.boundary)
+        heads = x.reshape(*x.shape[:-1], cfg.num_heads, -1)
+        return jax.vmap(one_head, -2, -2)(heads).reshape(x.shape)
 
     def _kernels(
         self, spatial_dims: tuple[int, ...], dtype: DTypeLike, context: SequenceContext
@@ -275,6 +280,11 @@ class CKConvSequenceMixer(AbstractRecurrentMixer[ConvolutionState]):
         return kernel_of, jax.tree.map(lambda array: array.astype(dtype), parameters)
 
     def _lags(self, spatial_dims: tuple[int, ...]) -> list[range]:
+        if len(spatial_dims) != len(self.config.boundary):
+            raise ValueError(
+                f"`CKConvSequenceMixer` with the boundary {self.config.boundary} works on grids of "
+                f"{len(self.config.boundary)} axes. Received the sizes {spatial_dims}."
+            )
         pairs = zip(spatial_dims, self.config.boundary, strict=True)
         return [_lags(points, kind) for points, kind in pairs]
 

@@ -304,7 +304,8 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
             return u
         cfg, weight = self.config, self.short_weight
         boundary = cfg.short_boundary or cfg.convolution.boundary
-        whole = whole_sequence(self, len(u), context, cfg.convolution.boundary[0])
+        circular = "circular" in boundary + cfg.convolution.boundary
+        whole = whole_sequence(self, len(u), context, "circular" if circular else "zero")
         operator = lambda u, weight: grid_short_conv(u, weight, None, boundary)
         signal, weight = whole.gather(u), whole.own_features(weight)
         if whole.documents is None:

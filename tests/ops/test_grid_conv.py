@@ -113,6 +113,8 @@ def test_an_empty_grid_stays_empty(boundary):
         jnp.ones((0, 3)), lambda own: own * jnp.ones(4), jnp.ones(3), (boundary,)
     )
     assert y.shape == (0, 3)
+    nothing = grid_short_conv(jnp.ones((4, 0)), jnp.ones((3, 0)), None, (boundary,))
+    assert nothing.shape == (4, 0)
 
 
 def channels_last(array):
