@@ -109,7 +109,7 @@ class SequenceContext(eqx.Module):
     def previous_segment_ids(self) -> Int[Array, " time"]:
         """The document of the last real position before each position (its own if there is none)."""
         assert self.segment_ids is not None
-        ids = self.segment_ids
+        ids = jnp.asarray(self.segment_ids)
         real = jnp.ones(ids.shape, bool) if self.mask is None else self.mask
         index = jnp.where(real, jnp.arange(ids.size, dtype=jnp.int32), -1)
         latest = jax.lax.cummax(index)

@@ -1,5 +1,6 @@
 """What one decay per position leaves of one place in a chunk at another."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -17,8 +18,11 @@ class Decays(NamedTuple):
 
 
 def decays_of(log_decay: Float[Array, "*shape size"]) -> Decays:
-    # Differences of running sums cancel. Those of the multiples of 1/16 are exact, and what is left
-    # sums up to little.
+    # Differences of running sums cancel. Those of the multiples of 1/16 are exact, as long as a sum is
+    # below 2^20 in float32, and what is left sums up to little. What leaves nothing of exp adds no more
+    # than it has to: a chunk can forget thousands of times.
+    nothing = 1.25 * math.log(jnp.finfo(log_decay.dtype).tiny)  # below subnormal numbers too
+    log_decay = jnp.maximum(log_decay, nothing)
     coarse = jnp.round(16 * jax.lax.stop_gradient(log_decay)) / 16
     coarse, fine = (_running_sum(z) for z in (coarse, log_decay - coarse))
     ago = (coarse[..., :, None] - coarse[..., None, :]) + (fine[..., :, None] - fine[..., None, :])

@@ -181,8 +181,9 @@ def forget(
 
 def decayed(state: State, log_decay: Float[Array, " heads *key"]) -> State:
     """`exp(log_decay)` times the state. A product with a decay near 1 would round to one side."""
+    log_decay = jnp.maximum(log_decay.astype(state.dtype), FORGOTTEN)  # or gradients would be NaN
     # Behind the barrier once for each channel, not for each number of the state.
-    lost = jax.lax.optimization_barrier(expm1(log_decay.astype(state.dtype)))
+    lost = jax.lax.optimization_barrier(expm1(log_decay))
     return state + lost.reshape(*lost.shape, *(1,) * (state.ndim - lost.ndim)) * state
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Shaped
 def next_real(
     values: Shaped[Array, " time"], mask: Bool[Array, " time"] | None, axis_name: str | None = None
 ) -> Shaped[Array, " time"]:
-    """The value at the next position that is not padding. Where none follows, the last of all.
+    """The value at the next position that is not padding. Where none follows, this device's last.
 
     - `axis_name`: the mesh axis over which time is split, inside `jax.shard_map`.
     """

@@ -10,7 +10,7 @@ from golden_numbers import assert_close, load
 from jax import P
 from meshes import mesh_of
 
-from linax_like.ops import delta_rule
+from linax_like.ops import delta_rule, delta_rule_step
 
 
 HEADS, GROUPS, KEY, VALUE = 4, 2, 5, 3
@@ -230,6 +230,22 @@ def test_strong_and_no_decay(decay):
         exact = run(as_dtype(np.float64, inputs), weight, chunk=16, backend="reference")
     for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(exact), strict=True):
         np.testing.assert_allclose(g, e, rtol=1e-5, atol=1e-5 * max(np.abs(e).max(), 1))
+
+
+def test_gradients_of_a_chunk_that_forgets_at_every_position():
+    time, weight = 1200, weights(1200)
+    inputs = as_dtype(np.float32, example(time))
+    resets = jnp.arange(time) < time - 9
+    got, expected = (run(inputs, weight, chunk=chunk, resets=resets)[1] for chunk in (time, 16))
+    for g, e in zip(got, expected, strict=True):
+        assert_close(g, e, 1e-5)
+
+
+def test_a_step_that_forgets_has_gradients():
+    *rows, _, s0 = as_dtype(np.float32, example(1))
+    y = lambda decay: jnp.sum(delta_rule_step(s0, *(z[0] for z in rows), decay)[1])
+    for decay in (-1e5, -np.inf):
+        assert jax.grad(y)(jnp.full((HEADS,), decay)).tolist() == [0.0] * HEADS
 
 
 accuracy_run = jax.jit(delta_rule)

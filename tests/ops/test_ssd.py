@@ -1,5 +1,6 @@
 """State space duality against a loop in NumPy, in float64, and the published reference."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,17 @@ def test_strong_and_no_decay(decay, backend):
         exact = run(inputs, weight, chunk=16, backend="reference")
     for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(exact), strict=True):
         np.testing.assert_allclose(g, e, rtol=1e-5, atol=1e-5 * max(np.abs(e).max(), 1))
+
+
+def test_a_chunk_may_forget_at_every_position():
+    time = 1200
+    inputs = tuple(np.float32(z) for z in example(time, (0.0, 0.05)))
+    resets = np.arange(time) < time - 9
+    exact = loop(*(np.float64(z) for z in inputs), resets=resets)
+    for got, e in zip(
+        jax.jit(partial(ssd, chunk=time))(*inputs, resets=resets), exact, strict=True
+    ):
+        assert_close(got, e, 1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0])

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..matrix_memory import decayed
+
 
 def ssd_step(
     state: Float[Array, "heads head state"],
@@ -15,8 +17,7 @@ def ssd_step(
     """One position. The caller forgets the state at a new document, and keeps it at padding."""
     dtype = state.dtype
     b, c = (jnp.repeat(z.astype(dtype), len(x) // len(z), axis=0) for z in (b, c))
-    decayed = jnp.exp(log_decay.astype(dtype))[:, None, None] * state
-    new = decayed + x.astype(dtype)[:, :, None] * b[:, None, :]
+    new = decayed(state, log_decay) + x.astype(dtype)[:, :, None] * b[:, None, :]
     return new, jnp.einsum("hpn,hn->hp", new, c).astype(x.dtype)
 
 
