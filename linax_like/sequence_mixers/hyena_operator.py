@@ -19,7 +19,6 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -29,6 +28,7 @@ from ..initializers import constant, normal, split
 from ..norms import AbstractNorm, AbstractNormConfig, divide_by_norm, RMSNormConfig
 from ..ops.grid_conv import Boundary
 from ..ops.grid_short_conv import grid_short_conv, grid_short_conv_flops
+from ..ops.parts import parts, read_part
 from ..ops.short_conv import short_conv, short_conv_step
 from ..ops.whole_sequence import per_document
 from ..precision import accumulation_dtype
@@ -236,18 +236,18 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
         - `short`: the short convolution of streams from a given one on; None once it is done.
         """
         counts = [2] + [1] * len(convolutions)  # of the streams that each step takes
-        parts = _parts(u, tuple(self.in_features * n for n in counts))
+        first, *others = parts(u, tuple(self.in_features * n for n in counts))
 
         def streams(u, part, first, count):
             """After the short convolution, which the gradient does again rather than keep them."""
-            own = _taken(u, part, first * self.in_features)
+            own = read_part(u, part, first * self.in_features)
             own = own if short is None else short(own, first)
             return jnp.split(own, count, axis=-1)
 
         # What is cheap to compute again is not kept for the gradient.
         again = jax.checkpoint
-        z, states = again(lambda u, part: self._enter(*streams(u, part, 0, 2)))(u, parts[0]), []
-        for i, (convolution, part) in enumerate(zip(convolutions, parts[1:], strict=True), 2):
+        z, states = again(lambda u, part: self._enter(*streams(u, part, 0, 2)))(u, first), []
+        for i, (convolution, part) in enumerate(zip(convolutions, others, strict=True), 2):
             if short is not None:  # so that the next stream's does not take memory already
                 z, u = jax.lax.optimization_barrier((z, u))
             state, z = convolution(z)
@@ -327,29 +327,3 @@ class HyenaOperator(AbstractRecurrentQKVOperator[HyenaOperatorState]):
     def _require_causal(self) -> None:
         remedy = "give the operator's `convolution` the `boundary` ('causal',)"
         require_causal(self.convolutions[0], remedy)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _parts(u: Float[Array, "*space streams"], sizes: tuple[int, ...]) -> tuple[Array, ...]:
-    """Parts of the last axis, whose gradients are joined: as slices each would be padded, and summed."""
-    return tuple(jnp.split(u, np.cumsum(sizes)[:-1], axis=-1))
-
-
-_parts.defvjp(
-    lambda u, sizes: (_parts(u, sizes), None),
-    lambda sizes, _, gradients: (jnp.concatenate(gradients, axis=-1),),
-)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _taken(
-    u: Float[Array, "*space streams"], part: Float[Array, "*space own"], first: int
-) -> Float[Array, "*space own"]:
-    """The part that begins at `first`, read from `u`: a checkpoint then keeps `u`, and no copy of it."""
-    return jax.lax.slice_in_dim(u, first, first + part.shape[-1], axis=-1)
-
-
-_taken.defvjp(
-    lambda u, part, first: (_taken(u, part, first), None),
-    lambda first, _, gradient: (None, gradient),
-)
