@@ -5,6 +5,7 @@ import difflib
 import functools
 import importlib
 import json
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -116,6 +117,7 @@ def require_positive(config: AbstractConfig, *fields: str) -> None:
     for field in fields:
         value = getattr(config, field)
         require(value > 0, config, field, "positive")
+        require(value < math.inf, config, field, "finite")
 
 
 def require_choice(config: AbstractConfig, *fields: str) -> None:

@@ -10,6 +10,7 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
+        os.fchmod(handle, 0o644)  # a temporary file is for its owner alone
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()

@@ -71,6 +71,11 @@ def lora(model: PyTree, patterns: Sequence[str], rank: int, key: PRNGKeyArray) -
     if rank < 1:
         raise ValueError(f"`lora`: `rank` must be positive. Received {rank}.")
     chosen = matching(array_names(model), patterns)
+    is_stored = lambda node: isinstance(node, Buffer)
+    trained = jax.tree.map(lambda x: None if is_stored(x) else x, model, is_leaf=is_stored)
+    stored = chosen - set(array_names(trained))
+    if stored:
+        raise ValueError(f"`lora` adapts what is trained, which `{min(stored)}` is not.")
     keys = iter(split(key, len(chosen)))
 
     def adapt(place: Place, weight: Array) -> LowRank | None:

@@ -6,7 +6,7 @@ Decays, states, softplus, norms, softmax and FFTs run in at least float32.
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, Integer, Num, PyTree
 
 
 def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -19,16 +19,24 @@ def upcast(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x.astype(accumulation_dtype(x.dtype))
 
 
+def wide(numbers: Integer[Array, "*shape"]) -> Int[Array, "*shape"]:
+    """Integers in at least int32: a byte cannot be compared with 256, the size of its vocabulary."""
+    return numbers.astype(jnp.promote_types(numbers.dtype, jnp.int32))
+
+
 def linear(
-    x: Float[Array, "*shape in"],
+    x: Num[Array, "*shape in"],
     weight: Float[Array, "out in"],
     bias: Float[Array, " out"] | None = None,
 ) -> Float[Array, "*shape out"]:
     """`x @ weight.T + bias` in the dtype of `x`, whatever the weight is stored in.
 
+    Whole numbers, such as the pixels of an image, are taken in the weight's dtype.
+
     Weights are stored `(out, in)`, so that the gradient of a batch is one matrix product without a
     transpose around it: XLA's CPU compiler computes that product ten times faster in bfloat16.
     """
+    x = x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(weight.dtype)
     contract_last = (((x.ndim - 1,), (1,)), ((), ()))
     y = jax.lax.dot_general(x, weight.astype(x.dtype), contract_last)
     return y if bias is None else y + bias.astype(x.dtype)

@@ -95,7 +95,7 @@ class HuggingFaceTokenizer(AbstractTokenizer):
 
     def __init__(self, folder: str | os.PathLike):
         self._tokenizer = _open(Path(folder) / "tokenizer.json")
-        self.vocab_size = self._tokenizer.get_vocab_size()
+        self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1  # with gaps
         self.stop_tokens = _stop_tokens(Path(folder))
 
     def encode(self, text: str) -> np.ndarray:

@@ -14,14 +14,14 @@ Every module acts on one example; `jax.vmap` adds the batch at the model's edge.
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Integer
 
 
 Signal = Float[Array, "time features"]  # a whole sequence
 Grid = Float[Array, "*space features"]  # an image, a volume, or a sequence
 Frame = Float[Array, " features"]  # one position of it
-Tokens = Int[Array, " time"]
-Token = Int[Array, ""]
+Tokens = Integer[Array, " time"]
+Token = Integer[Array, ""]
 Mask = Bool[Array, " time"]
 Scalar = Float[Array, ""]
 

@@ -242,6 +242,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
         train(diverging, tmp_path / "run", progress=False)
 
 
+@pytest.mark.parametrize("config", ["jit"], indirect=True)
+def test_a_gradient_that_is_not_finite_is_never_saved(config, tmp_path, monkeypatch):
+    """In the step itself the loss is as it should be."""
+    loss = type(config.task.load()).loss
+
+    def spoilt(task, *arguments):
+        metrics = loss(task, *arguments)
+        nothing = jnp.sqrt(0 * metrics.objective)
+        return metrics._replace(objective=metrics.objective + nothing)
+
+    monkeypatch.setattr("linax_like.tasks.text.TextTask.loss", spoilt)
+    with pytest.raises(FloatingPointError, match="gradient_norm is nan at step 1"):
+        train(config.updated("steps", 1), tmp_path / "run", progress=False)
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
 def test_a_config_that_is_not_one(whole, tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         load_run(tmp_path / "missing")

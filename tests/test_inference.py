@@ -153,3 +153,18 @@ def test_models_that_cannot_generate_say_why(model):
     )
     with pytest.raises(ValueError, match="`draft` knows 7 tokens and the model 11"):
         lx.generate(model, [1, 2], 3, KEY, draft=small)
+
+
+@pytest.mark.parametrize("limited", ["mixer", "positions"])
+def test_as_many_tokens_as_a_model_has_places_for(limited):
+    """The last one is drawn, and not read."""
+    mixer = lx.LRUSequenceMixerConfig(4)
+    embedding = lx.TokenEmbeddingConfig(positions=lx.LearnedPositionsConfig(8))
+    if limited == "mixer":
+        mixer, embedding = lx.LinearSequenceMixerConfig(8), lx.TokenEmbeddingConfig()
+    stack = lx.StackConfig.from_layers([lx.ResidualBlockConfig(mixer, None)])
+    model = lx.LanguageModelConfig(11, 8, stack, embedding).build(KEY)
+    got = lx.generate(model, [1, 2, 3, 4], 5, KEY)
+    assert np.isfinite(got.log_probabilities).all()
+    with pytest.raises(ValueError, match="at most `max_length=8` positions"):
+        lx.generate(model, [1, 2, 3, 4], 6, KEY)

@@ -100,3 +100,9 @@ def test_adapters_survive_a_file(trained, tmp_path):
 def test_what_is_no_matrix_is_refused(patterns, rank, message):
     with pytest.raises(ValueError, match=message):
         lx.lora(build(), patterns, rank, KEY)
+
+
+def test_what_is_not_trained_is_refused():
+    model = (jnp.ones((3, 4)), lx.Buffer(jnp.ones((3, 4))))
+    with pytest.raises(ValueError, match="adapts what is trained, which `1.* is not"):
+        lx.lora(model, ("*",), 2, KEY)

@@ -126,6 +126,48 @@ def test_losses_are_by_modality(mixture, images):
         lx.stream_losses(headless, streams, targets)
 
 
+def test_what_a_loss_leaves_out_leaves_no_trace(mixture, images):
+    streams = {"image": images, "text": jnp.asarray([[1, 5, 2, 9], [3, 3, 0, 4]])}
+    counts = jnp.arange(8).reshape(2, 4) % 3 > 0
+
+    @eqx.filter_jit
+    def run(model, target):
+        loss = lambda model: (
+            lx.stream_losses(model, streams, {"image": target}, masks={"image": counts})[0][
+                "image"
+            ].objective
+        )
+        return eqx.filter_value_and_grad(loss)(model)
+
+    target = jnp.asarray(np.random.default_rng(2).normal(size=(2, 4, 12)), jnp.float32)
+    clean, spoilt = (
+        run(mixture, target),
+        run(mixture, jnp.where(counts[..., None], target, jnp.nan)),
+    )
+    assert jax.tree.all(jax.tree.map(np.array_equal, clean, spoilt))
+
+
+def test_a_loss_of_pooled_values_reads_what_the_model_does(key):
+    pooled = lx.ModalityConfig(
+        3, encoder=lx.LinearEncoderConfig(), head=lx.RegressionHeadConfig("mean")
+    )
+    model = lx.presets.mixture_of_transformers(
+        8, {"text": lx.ModalityConfig(5), "x": pooled}, 1
+    ).build(key)
+    rng = np.random.default_rng(0)
+    streams = {
+        "x": jnp.asarray(rng.normal(size=(2, 4, 3)), jnp.float32),
+        "text": jnp.ones((2, 2), int),
+    }
+    real = lx.StreamsContext({"x": lx.SequenceContext(mask=jnp.arange(8).reshape(2, 4) % 4 < 3)})
+    target = jnp.ones((2, 3))
+    losses, _ = lx.stream_losses(model, streams, {"x": target}, context=real)
+    values = jax.vmap(lambda streams, real: model(streams, context=real).values["x"])(
+        streams, real
+    )
+    np.testing.assert_allclose(losses["x"].loss, jnp.sum((values - target) ** 2), rtol=1e-5)
+
+
 def test_a_frozen_modality_does_not_move_and_experts_are_counted(key, images):
     """By one bit, and from inside a mixture's blocks."""
     experts = lx.MixtureOfExpertsConfig(2, 1, 8, balance_loss=1.0)

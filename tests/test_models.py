@@ -88,6 +88,30 @@ def test_a_token_outside_the_vocabulary_cannot_pass_unnoticed(model, tokens):
     assert jnp.isnan(model(tokens.at[3].set(-1)).logits[3]).all()
 
 
+@pytest.mark.parametrize("vocabulary", [256, 300])
+def test_tokens_may_be_bytes(vocabulary):
+    """The size of their vocabulary, padded or not, is no byte."""
+    stack = lx.StackConfig.from_layers(
+        [lx.ResidualBlockConfig(lx.IdentitySequenceMixerConfig(), None)]
+    )
+    model = lx.LanguageModelConfig(vocabulary, 8, stack, pad_vocab_size_multiple=128).build(KEY)
+    text = np.frombuffer(b"hello", np.uint8)
+    got, expected = (model(jnp.asarray(text, dtype)).logits for dtype in (jnp.uint8, jnp.int32))
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_pixels_may_be_bytes():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3))
+    patches = lx.PatchEmbeddingConfig((2, 2)).build(3, 8, KEY)
+    rows = lx.LinearEncoderConfig().build(3, 8, KEY)
+    for encoder, x in ((patches, pixels), (rows, pixels[0])):
+        got, expected = (
+            encoder(jnp.asarray(x, dtype), context=lx.SequenceContext())
+            for dtype in (jnp.uint8, jnp.float32)
+        )
+        np.testing.assert_array_equal(got, expected)
+
+
 def test_embedding_gradient_is_a_gathers(model, tokens):
     weight = jr.normal(KEY, (TIME, FEATURES))
     table = model.embedding.table

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import linax_like as lx
-from linax_like.interop import folder as folders
+from linax_like.interop import folder as folders, save_weights
 
 
 KEY = jr.key(0, impl="rbg")
@@ -84,6 +84,16 @@ def test_dtype_and_sharding(model, saved):
         assert leaf.sharding == sharding
 
 
+def test_layers_of_several_dtypes_lose_nothing(model, saved):
+    arrays = load_file(saved / "model.safetensors")
+    first = "stack/0/sequence_mixer/out_proj"
+    arrays[first] = arrays[first].astype(jnp.bfloat16)
+    save_file(arrays, saved / "model.safetensors")
+    again = lx.named_arrays(lx.load_pretrained(saved))
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(again[name], array.astype(np.float32))
+
+
 def test_never_more_than_one_leaf_is_held_twice(model, saved):
     """An array is placed before the arrays of the next leaf are read."""
     reader, events = folders.WeightFolder(saved), []
@@ -116,6 +126,9 @@ def test_every_shape_is_written_and_others_may_read_it(tmp_path):
     for name, array in arrays.items():
         np.testing.assert_array_equal(again[name], array, strict=True)
     assert (tmp_path / "saved").stat().st_mode & 0o777 == 0o755
+    save_weights(tmp_path / "weights.safetensors", {"a": jnp.ones(2)})
+    for file in (*(tmp_path / "saved").iterdir(), tmp_path / "weights.safetensors"):
+        assert file.stat().st_mode & 0o777 == 0o644
 
 
 def test_a_failed_write_leaves_nothing(model, tmp_path, monkeypatch):

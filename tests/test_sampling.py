@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import pytest
 
 from linax_like.inference import keep_min_p, keep_top_k, keep_top_p, sample, Sampling
 from linax_like.inference.sampling import adjust
@@ -72,3 +73,15 @@ def test_what_was_seen_is_penalized():
     got = adjust(logits, Sampling(repetition_penalty=4.0), seen)
     expected = np.asarray([0.5, 1.0, -4.0, -1.0])
     np.testing.assert_allclose(got, expected - expected.max(), rtol=1e-6)
+
+
+def test_something_is_always_kept():
+    logits = jnp.asarray([0.0, 5.0, 1.0])
+    assert sample(jr.key(0), logits, top_p=0.0) == 1
+    with pytest.raises(ValueError, match="`top_k` must be at least 1. Received 0"):
+        sample(jr.key(0), logits, top_k=0)
+
+
+def test_all_of_the_probability_is_every_token():
+    logits = np.random.default_rng(0).normal(size=50_000).astype(np.float32)
+    assert np.isfinite(keep_top_p(jnp.asarray(logits), 1.0)).all()

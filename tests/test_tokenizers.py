@@ -66,6 +66,15 @@ def test_a_token_may_be_told_otherwise_at_the_beginning(tmp_path):
     assert [stream.push([token]) for token in (1, 2, 1)] == ["one", " two", " one"]
 
 
+def test_all_tokens_are_below_the_size_of_the_vocabulary(tmp_path):
+    """Though some numbers are of no token."""
+    import tokenizers
+
+    words = tokenizers.models.WordLevel({"?": 3, "one": 0, "two": 7}, unk_token="?")
+    tokenizers.Tokenizer(words).save(str(tmp_path / "tokenizer.json"))
+    assert lx.load_tokenizer(tmp_path).vocab_size == 8
+
+
 def test_broken_characters_are_replaced(tokenizer):
     tokens = [*tokenizer.encode("a🦜")[:-1], *tokenizer.encode("b")]
     assert tokenizer.decode(tokens) == "a\ufffdb"

@@ -37,6 +37,8 @@ class Generate:
     def run(self) -> None:
         if self.stop == "":
             raise ValueError("`--stop` must be a text of at least one character. Leave it out.")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"`--seed` must be from 0 to 2^63 - 1. Received {self.seed}.")
         model, tokenizer = load_model(self.path)
         prompt, stream = tokenizer.encode(self.prompt), tokenizer.stream()
         printer = Printer(stream.push(prompt), self.stop)

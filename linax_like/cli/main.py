@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _keep_freed_memory()
     try:
         command.run()
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         print(f"linax-like: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import equinox as eqx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from ..context import SequenceContext
 from ..initializers import constant, linear_weight
@@ -44,7 +44,7 @@ class LinearEncoder(AbstractEncoder):
     def uses(self) -> frozenset[str]:
         return frozenset()
 
-    def __call__(self, x: Float[Array, "time in"], *, context: SequenceContext) -> Signal:
+    def __call__(self, x: Num[Array, "time in"], *, context: SequenceContext) -> Signal:
         if x.shape[-1] != self.weight.shape[1]:
             raise ValueError(
                 f"`LinearEncoder` takes a sequence of shape (time, {self.weight.shape[1]}). "

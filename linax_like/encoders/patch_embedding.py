@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import equinox as eqx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from ..config import require, require_choice
 from ..context import SequenceContext
@@ -74,7 +74,7 @@ class PatchEmbedding(AbstractEncoder):
     def uses(self) -> frozenset[str]:
         return frozenset()
 
-    def __call__(self, x: Float[Array, "*image in"], *, context: SequenceContext) -> Grid:
+    def __call__(self, x: Num[Array, "*image in"], *, context: SequenceContext) -> Grid:
         self._check(x)
         patches = patchify(x, self.config.patch_size)
         grid = patches.shape[:-1]

@@ -13,6 +13,7 @@ from ..context import SequenceContext
 from ..initializers import normal, split
 from ..ops.take import take
 from ..positions import AbstractPositions, AbstractPositionsConfig
+from ..precision import wide
 from ..types import Signal, Tokens
 from .base import AbstractEncoder, AbstractEncoderConfig
 
@@ -67,7 +68,7 @@ class TokenEmbedding(AbstractEncoder):
                 f"`TokenEmbedding` takes one sequence of integer tokens, shape (time,). Received "
                 f"{x.dtype.name}{list(x.shape)}. Use `jax.vmap` for a batch."
             )
-        tokens = context.blank_padding(x)
+        tokens = context.blank_padding(wide(x))
         features = self.config.scale * embed(self.table, tokens)
         if self.positions is not None:
             places = context.positions_from(jnp.zeros((), jnp.int32), len(x))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from ..config import AbstractConfig, require
 from ..initializers import linear_weight
@@ -63,7 +63,7 @@ class LanguageModelHead(eqx.Module):
         self,
         x: Float[Array, "*shape features"],
         table: Float[Array, "vocabulary features"],
-        labels: Int[Array, "*shape"],
+        labels: Integer[Array, "*shape"],
         *,
         mask: Bool[Array, "*shape"] | None = None,
         vocab_size: int | None = None,

@@ -46,7 +46,7 @@ def generate(
     stop_tokens: Sequence[int] = (),
     padding: int = 0,
     prefix: Prefix | None = None,
-    draft: AbstractLanguageModel | None = None,
+    draft: AbstractLanguageModel | MixtureOfTransformers | None = None,
     draft_length: int = 4,
     callback: Callable[[int, np.ndarray], None] | None = None,
 ) -> Generation:
@@ -72,6 +72,8 @@ def generate(
     """
     if isinstance(model, MixtureOfTransformers):
         model = StreamLanguageModel.of(model)
+    if isinstance(draft, MixtureOfTransformers):
+        draft = StreamLanguageModel.of(draft)
     rows, single = read_prompts(prompts)
     check_prefix(model, prefix, len(rows))
     check_models(model, draft, rows, (*stop_tokens, padding))

@@ -61,8 +61,11 @@ def open_row(
 ) -> Row:
     """Reads a prompt, after what comes before it, and draws the first token."""
     context = SequenceContext(mask=mask)
-    # A draft may run ahead of a row's end, and once more after it has ended.
-    capacity = len(prompt) + length + 2 * (setup.draft_length + 1)
+    capacity = len(prompt) + length - 1  # the last token is not read
+    if (
+        setup.draft is not None
+    ):  # which may run ahead of a row's end, and once more after it has ended
+        capacity += 1 + 2 * (setup.draft_length + 1)
     state, output = setup.model.prefill(
         _start(setup.model, prefix, capacity), prompt, context=context, num_last_tokens=1
     )

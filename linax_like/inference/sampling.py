@@ -23,7 +23,7 @@ class Sampling(NamedTuple):
     - `repetition_penalty`: divides positive logits of tokens seen before, multiplies negative ones;
         above 1 discourages repetition.
     - `temperature`: divides the logits; below 1 sharpens, and 0 takes the most likely token.
-    - `top_k`: keep the `top_k` most likely tokens.
+    - `top_k`: keep the `top_k` most likely tokens, and what is as likely as the last of them.
     - `top_p`: keep the fewest tokens whose probabilities sum to `top_p`.
     - `min_p`: keep the tokens at least `min_p` times as likely as the most likely one.
     """
@@ -44,7 +44,10 @@ def sample(
     top_p: Scalar | float | None = None,
     min_p: Scalar | float | None = None,
 ) -> Token:
-    """Draws a token from the tempered distribution, cut to its most likely part, as in `Sampling`."""
+    """Draws a token from the tempered distribution, cut to its most likely part, as in `Sampling`.
+
+    **Raises:** `ValueError` if `top_k` is below 1.
+    """
     return draw(key, adjust(logits, Sampling(None, temperature, top_k, top_p, min_p)))
 
 
@@ -74,7 +77,9 @@ def adjust(logits: Logits, sampling: Sampling, seen: Seen | None = None) -> Logi
 
 
 def keep_top_k(logits: Logits, top_k: int) -> Logits:
-    """The logits, with minus infinity beyond the `top_k` highest."""
+    """The logits, with minus infinity below the `top_k`-th highest."""
+    if top_k < 1:
+        raise ValueError(f"`top_k` must be at least 1. Received {top_k}.")
     lowest = jax.lax.top_k(logits, min(top_k, logits.size))[0][-1]
     return jnp.where(logits >= lowest, logits, -jnp.inf)
 
@@ -84,8 +89,9 @@ def keep_top_p(logits: Logits, top_p: Scalar | float) -> Logits:
     order = jnp.argsort(-logits)
     probabilities = jax.nn.softmax(logits[order])
     before = jnp.cumsum(probabilities) - probabilities  # of the tokens that are more likely
-    kept = jnp.zeros(logits.shape, bool).at[order].set(before < top_p)
-    return jnp.where(kept, logits, -jnp.inf)
+    first = jnp.arange(logits.size) == 0  # is kept in any case
+    kept = jnp.zeros(logits.shape, bool).at[order].set(first | (before < top_p))
+    return jnp.where(kept | (jnp.asarray(top_p) >= 1), logits, -jnp.inf)
 
 
 def keep_min_p(logits: Logits, min_p: Scalar | float) -> Logits:

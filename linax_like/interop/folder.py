@@ -106,6 +106,8 @@ def fill(
         for i, name in enumerate(place.names):
             array = read_one(name, leaf)
             stacked = np.empty(leaf.shape, array.dtype) if stacked is None else stacked
+            dtype_of_all = jnp.promote_types(stacked.dtype, array.dtype)
+            stacked = stacked.astype(dtype_of_all, copy=False)
             stacked[i] = array
         return jax.device_put(stacked, sharding)
 
@@ -133,9 +135,11 @@ def write_folder(
     try:
         (temporary / CONFIG).write_text(config)
         _write_shards(temporary, tensors, max_shard_bytes)
-        for file in (*temporary.iterdir(), temporary):
+        for file in temporary.iterdir():
+            file.chmod(0o644)
             _sync(file)
         temporary.chmod(0o755)
+        _sync(temporary)
         os.replace(temporary, folder)
         _sync(folder.parent)
     except BaseException:

@@ -5,11 +5,12 @@ from typing import Literal
 
 import equinox as eqx
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from ..context import SequenceContext
 from ..heads import Logits
 from ..stack import StackState
-from ..types import Token, Tokens
+from ..types import Signal, Token, Tokens
 
 
 Dtype = Literal["float32", "bfloat16"]
@@ -33,6 +34,22 @@ def open_context(
                 "or build the model with a layer that does."
             )
     return context
+
+
+def last_positions(
+    model: eqx.Module, x: Signal, num_last_tokens: int | None
+) -> Float[Array, "last features"]:
+    """Those whose logits are wanted; all by default.
+
+    **Raises:** `ValueError` if there are not so many.
+    """
+    count = len(x) if num_last_tokens is None else num_last_tokens
+    if num_last_tokens is not None and not 0 < count <= len(x):
+        raise ValueError(
+            f"`num_last_tokens` must be from 1 to the {len(x)} tokens that "
+            f"`{type(model).__name__}` was given. Received {num_last_tokens}."
+        )
+    return x[len(x) - count :]
 
 
 class AbstractLanguageModel(eqx.Module):

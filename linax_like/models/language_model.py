@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Integer, Key, PRNGKeyArray
 
 from ..config import AbstractConfig, require_choice, require_positive
 from ..context import advance, advance_one, SequenceContext
@@ -14,9 +14,12 @@ from ..encoders import TokenEmbedding, TokenEmbeddingConfig
 from ..heads import LanguageModelHead, LanguageModelHeadConfig, Logits
 from ..initializers import split
 from ..ops.cross_entropy import SummedLoss
+from ..positions import LearnedPositions
+from ..precision import wide
+from ..sequence_mixers.learned_length import require_state_length
 from ..stack import Stack, StackConfig, StackState
 from ..types import Aux, no_aux, Signal, Token, Tokens
-from .base import AbstractLanguageModel, Dtype, open_context
+from .base import AbstractLanguageModel, Dtype, last_positions, open_context
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,12 @@ class LanguageModel(AbstractLanguageModel):
 
         - `dtype`: of cached activations; by default that of the residual stream.
         - `sharding`: where its arrays go; by default where JAX puts them.
+
+        **Raises:** `ValueError` if a layer, or the embedding, knows fewer positions.
         """
+        positions = self.embedding.positions
+        if isinstance(positions, LearnedPositions):
+            require_state_length(positions, max_length, positions.config.max_length)
         state = self.stack.init_state(max_length, dtype or jnp.dtype(self.config.dtype))
         return state if sharding is None else jax.device_put(state, sharding)
 
@@ -157,20 +165,14 @@ class LanguageModel(AbstractLanguageModel):
 
     def _embed(self, tokens: Tokens, context: SequenceContext) -> Signal:
         if self.config.padded_vocab_size > self.config.vocab_size:
+            tokens = wide(tokens)
             tokens = jnp.where(tokens < self.config.vocab_size, tokens, -1)  # gives NaN
         return self.embedding(tokens, context=context).astype(jnp.dtype(self.config.dtype))
 
     def _logits(
         self, x: Signal, num_last_tokens: int | None
     ) -> Float[Array, "positions vocabulary"]:
-        if num_last_tokens is not None:
-            if not 0 < num_last_tokens <= len(x):
-                raise ValueError(
-                    f"`num_last_tokens` must be from 1 to the {len(x)} tokens that "
-                    f"`{type(self).__name__}` was given. Received {num_last_tokens}."
-                )
-            x = x[len(x) - num_last_tokens :]
-        logits = self.head(x, self.embedding.table)
+        logits = self.head(last_positions(self, x, num_last_tokens), self.embedding.table)
         if logits.shape[-1] == self.config.vocab_size:
             return logits
         return jnp.where(jnp.arange(logits.shape[-1]) < self.config.vocab_size, logits, -jnp.inf)
@@ -178,8 +180,8 @@ class LanguageModel(AbstractLanguageModel):
 
 def token_loss(
     model: LanguageModel,
-    tokens: Int[Array, "batch time"],
-    labels: Int[Array, "batch time"],
+    tokens: Integer[Array, "batch time"],
+    labels: Integer[Array, "batch time"],
     keys: Key[Array, " batch"] | None = None,
     *,
     context: SequenceContext | None = None,

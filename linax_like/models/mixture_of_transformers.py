@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Integer, Key, PRNGKeyArray
 
 from ..config import AbstractConfig, require, require_choice, require_positive
 from ..context import advance, SequenceContext
@@ -26,7 +26,7 @@ from ..ops.cross_entropy import SummedLoss
 from ..stack import Stack, StackConfig, StackState
 from ..streams import require_known, Streams, StreamsContext, StreamsCursor
 from ..types import Aux, no_aux, Token, Tokens
-from .base import AbstractLanguageModel, Dtype
+from .base import AbstractLanguageModel, Dtype, last_positions
 
 
 @dataclass(frozen=True)
@@ -284,8 +284,7 @@ class StreamLanguageModel(AbstractLanguageModel):
     ) -> tuple[StackState, Logits]:
         here = None if context is None else StreamsContext({self.modality: context})
         state, x = self.model._advance(state, {self.modality: tokens}, here)
-        last = len(tokens) if num_last_tokens is None else num_last_tokens
-        read = {self.modality: x[self.modality][len(tokens) - last :]}
+        read = {self.modality: last_positions(self, x[self.modality], num_last_tokens)}
         output = self.model._read_out(read, no_aux(), None)
         return state, Logits(output.logits[self.modality], output.aux)
 
@@ -304,7 +303,7 @@ def stream_losses(
     keys: Key[Array, " batch"] | None = None,
     *,
     context: StreamsContext | None = None,
-    masks: dict[str, Bool[Array, "batch time"]] | None = None,
+    masks: dict[str, Bool[Array, "batch ..."]] | None = None,
 ) -> tuple[dict[str, SummedLoss], Aux]:
     """The loss of every modality that has targets, summed over a batch.
 
@@ -312,7 +311,8 @@ def stream_losses(
 
     - `streams`, `targets`, `context`: of the whole batch: every array has a leading axis of examples.
         A label stands at the position that is to predict it.
-    - `masks`: False where a target does not count; by default the streams' own masks.
+    - `masks`: False where a target does not count; by default the streams' own masks. What a head
+        pools into one target for each example has one number for each.
 
     The second result is the `Aux` of every example.
     """
@@ -320,9 +320,9 @@ def stream_losses(
     x, aux = jax.vmap(read)(streams, keys, context)
     losses = {}
     for name, target in targets.items():
-        mask = None if masks is None else masks.get(name)
-        mask = context.of(name).mask if mask is None and context is not None else mask
-        losses[name] = _loss(model, name, x[name], target, mask)
+        padding = None if context is None else context.of(name).mask
+        mask = padding if masks is None else masks.get(name, padding)
+        losses[name] = _loss(model, name, x[name], target, mask, padding)
     return losses, aux
 
 
@@ -330,8 +330,9 @@ def _loss(
     model: MixtureOfTransformers,
     name: str,
     x: Float[Array, "batch time features"],
-    target: Float[Array, "batch time out"] | Int[Array, "batch time"],
-    mask: Bool[Array, "batch time"] | None,
+    target: Float[Array, "batch ..."] | Integer[Array, "batch time"],
+    mask: Bool[Array, "batch ..."] | None,
+    padding: Bool[Array, "batch time"] | None,
 ) -> SummedLoss:
     head, encoder = model.heads.get(name), model.encoders[name]
     if isinstance(head, LanguageModelHead) and isinstance(encoder, TokenEmbedding):
@@ -340,7 +341,12 @@ def _loss(
         raise ValueError(
             f"`stream_losses` was given targets for {name!r}, which has no head. Leave them out."
         )
-    values = jax.vmap(lambda x: head(x, no_aux(), context=SequenceContext())[0])(x)
-    errors = jnp.sum((values - target) ** 2, axis=-1)
-    total = jnp.sum(errors if mask is None else jnp.where(mask, errors, 0))
+    read = lambda x, padding: head(x, no_aux(), context=SequenceContext(mask=padding))[0]
+    differences = jax.vmap(read)(x, padding) - target
+    if (
+        mask is not None and mask.ndim == differences.ndim - 1
+    ):  # a pooled head has one for a sequence
+        # Selected before it is squared, so that NaN in what does not count leaves no trace.
+        differences = jnp.where(mask[..., None], differences, 0)
+    total = jnp.sum(differences**2)
     return SummedLoss(total, total, jnp.zeros_like(total))

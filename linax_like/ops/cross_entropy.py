@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Integer
 
-from ..precision import accumulation_dtype, einsum, upcast
+from ..precision import accumulation_dtype, einsum, upcast, wide
 from ..types import Scalar
 from .varying import vary_together
 
@@ -47,21 +47,23 @@ class _Options(NamedTuple):
 
 
 def cross_entropy(
-    logits: Float[Array, "*shape classes"], labels: Int[Array, "*shape"]
+    logits: Float[Array, "*shape classes"], labels: Integer[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """`-log softmax(logits)[labels]`, in at least float32.
+    """`-log softmax(logits)[labels]`, in at least float32, and NaN for a label that is no class.
 
     The label's logit is picked by a masked sum, which partitions over any mesh.
     """
-    logits = upcast(logits)
+    logits, labels = upcast(logits), wide(labels)
     chosen = jnp.arange(logits.shape[-1]) == labels[..., None]
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
+    label_logit = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
+    known = (labels >= 0) & (labels < logits.shape[-1])
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.where(known, label_logit, jnp.nan)
 
 
 def linear_cross_entropy(
     x: Float[Array, "*batch time features"],
     weight: Float[Array, "classes features"],
-    labels: Int[Array, "*batch time"],
+    labels: Integer[Array, "*batch time"],
     *,
     mask: Bool[Array, "*batch time"] | None = None,
     vocab_size: int | None = None,
@@ -87,7 +89,7 @@ def linear_cross_entropy(
     _check(len(weight), classes, chunk, z_loss, soft_cap)
     mask = jnp.ones(labels.shape, bool) if mask is None else mask
     options = _Options(classes, chunk, z_loss, soft_cap)
-    return _summed_loss(options, *vary_together(x, weight, labels, mask))
+    return _summed_loss(options, *vary_together(x, weight, wide(labels), mask))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -1,5 +1,6 @@
 """What mixers share whose parameters say how long a sequence can be."""
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
@@ -32,10 +33,10 @@ def places(
     return position, jnp.cumsum(resets, dtype=jnp.int32)
 
 
-def require_state_length(mixer: AbstractSequenceMixer, requested: int, max_length: int) -> None:
-    """**Raises:** `ValueError` if a state is to hold more positions than the mixer can mix."""
+def require_state_length(module: eqx.Module, requested: int, max_length: int) -> None:
+    """**Raises:** `ValueError` if a state is to hold more positions than the module knows."""
     if requested > max_length:
         raise ValueError(
-            f"`{type(mixer).__name__}` was built for at most `max_length={max_length}` positions: "
+            f"`{type(module).__name__}` was built for at most `max_length={max_length}` positions: "
             f"`init_state` cannot take max_length={requested}. Build it with a larger `max_length`."
         )

@@ -116,11 +116,15 @@ class _Meter:
         (step, report), self._pending = self._pending, None
         record = to_record(step, report)
         self._steps += 1
-        if not math.isfinite(record["loss"]):
-            raise FloatingPointError(
-                f"The training diverged: its loss is {record['loss']} at step {step}. Lower "
-                "`optimizer.learning_rate`, and train in another folder."
-            )
+        for quantity in (
+            "loss",
+            "gradient_norm",
+        ):  # of which NaN is in the model, but not in its loss
+            if not math.isfinite(record[quantity]):
+                raise FloatingPointError(
+                    f"The training diverged: its {quantity} is {record[quantity]} at step {step}. Lower "
+                    "`optimizer.learning_rate`, and train in another folder."
+                )
         if step % self._config.log_every == 0 or step in (1, self._config.steps):
             now = time.monotonic()
             rate = self._steps * self._tokens_per_step / max(now - self._time, 1e-9)

@@ -58,7 +58,7 @@ class RunConfig(AbstractConfig):
         require_positive(self, "steps", "batch_size", "accumulation")
         require_positive(self, "log_every", "checkpoint_every")
         require_choice(self, "parallelism")
-        require(self.seed >= 0, self, "seed", "at least 0")
+        require(0 <= self.seed < 2**63, self, "seed", "from 0 to 2^63 - 1")
         divides = self.batch_size % self.accumulation == 0
         require(divides, self, "batch_size", f"a multiple of accumulation={self.accumulation}")
 

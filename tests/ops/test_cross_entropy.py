@@ -75,6 +75,24 @@ def test_what_the_mask_leaves_out_leaves_no_trace():
     assert jnp.isnan(chunked(x, weight, labels.at[0, 0].set(ROWS), mask.at[0, 0].set(True))[0])
 
 
+def test_labels_may_be_bytes_and_are_classes():
+    logits, labels = jnp.asarray(np.random.default_rng(0).normal(size=(3, 256))), [1, 7, 255]
+    x, weight = logits[:, :4], logits.T[:, :3] @ jnp.ones((3, 4))
+    for dtype in (jnp.uint8, jnp.int32):
+        own = jnp.asarray(labels, dtype)
+        each = -jax.nn.log_softmax(logits)[np.arange(3), labels]
+        np.testing.assert_allclose(cross_entropy(logits, own), each, rtol=1e-5)
+        each = -jax.nn.log_softmax(x @ weight.T)[np.arange(3), labels]
+        np.testing.assert_allclose(
+            linear_cross_entropy(x, weight, own).loss, each.sum(), rtol=1e-5
+        )
+    assert np.isnan(cross_entropy(logits, jnp.asarray([-1, 256, 0]))).tolist() == [
+        True,
+        True,
+        False,
+    ]
+
+
 def test_bfloat16_features_are_summed_in_float32():
     x, weight, labels, mask = example()
     half = x.astype(jnp.bfloat16)
