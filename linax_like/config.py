@@ -74,7 +74,7 @@ class AbstractConfig:
     ) -> Config:
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"This is not the JSON of a `{cls.__name__}`: {error}.") from None
         if not isinstance(data, dict):
             raise ValueError(f"This is not the JSON of a `{cls.__name__}`: {text.strip():.40}")
@@ -187,7 +187,7 @@ def _decode_tuple(values: tuple, hint: Any, where: str, known: Classes) -> tuple
 
 
 def _find_class(name: Any, where: str, known: Classes) -> type[AbstractConfig]:
-    if name in known:
+    if isinstance(name, str) and name in known:
         return known[name]
     for namespace in _NAMESPACES:
         cls = getattr(importlib.import_module(namespace), str(name), None)

@@ -43,6 +43,13 @@ class SequenceContext(eqx.Module):
     axis_name: str | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
+        for name in ("mask", "condition_mask"):
+            value = getattr(self, name)
+            if isinstance(value, jax.Array | np.ndarray) and value.dtype != bool:
+                raise ValueError(
+                    f"`context.{name}` must be boolean, True where it is real. Received {value.dtype}: "
+                    "compare it with 0."
+                )
         mask = known(self.mask)
         if self.mask is not None and mask is None:
             return

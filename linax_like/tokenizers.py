@@ -4,7 +4,7 @@ import abc
 import codecs
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +171,10 @@ def _stop_tokens(folder: Path) -> tuple[int, ...]:
             ids = json.loads(path.read_text()).get("eos_token_id")
         except (ValueError, AttributeError) as error:
             raise ValueError(f"`{path}` is not a JSON object: {error}.") from None
-        if ids is not None:
-            return tuple(ids) if isinstance(ids, Sequence) else (ids,)
+        if ids is None:
+            continue
+        ids = ids if isinstance(ids, list) else [ids]
+        if not all(type(id) is int for id in ids):
+            raise ValueError(f"`{path}`: `eos_token_id` must be whole numbers. It is {ids}.")
+        return tuple(ids)
     return ()

@@ -117,6 +117,7 @@ LEAF = {"type": "LeafConfig"}
         (LEAF | {"size": -1}, "`LeafConfig\\(size=-1\\)`: `size` must be positive"),
         (LEAF | {"rate": 2.0}, "`rate` must be below 1"),
         ({"size": 4}, "`LeafConfig` lacks its `type`"),
+        ({"type": ["LeafConfig"]}, r"has the type \['LeafConfig'\]"),
         ({"type": "LeefConfig"}, "has the type 'LeefConfig', which is not a config"),
         ({"type": "pytest"}, "has the type 'pytest', which is not a config"),
         ({"type": 3}, "has the type 3"),

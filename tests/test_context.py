@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -171,6 +172,17 @@ def test_padding_is_blanked_without_a_trace_in_the_gradient():
     assert gradient.tolist() == [[2.0], [0.0]]
     with pytest.raises(ValueError, match=r"`context.mask`.*shape \(2,\), for.*shape \(3, 1\)"):
         context.blank_padding(jnp.ones((3, 1)))
+
+
+def test_a_mask_is_boolean():
+    """Of whole numbers `~` turns both 0 and 1 into what counts as true."""
+    jaxtyping.config.update("jaxtyping_disable", True)  # as where types are not checked
+    try:
+        for field in ("mask", "condition_mask"):
+            with pytest.raises(ValueError, match=f"`context.{field}` must be boolean.*int32"):
+                SequenceContext(**{field: jnp.asarray([1, 0])})
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_forget():

@@ -165,6 +165,7 @@ def test_a_file_names_classes_of_linax_like_and_those_that_are_given(tmp_path):
             "multiple of `patch_size`",
         ),
         ({"embedder": lx.PatchEmbeddingConfig, "max_len": 100}, "196 patches"),
+        ({"embedder": lx.LinearEncoderConfig, "pos_encoder": True}, "adds no positions"),
     ],
 )
 def test_errors(options, message):

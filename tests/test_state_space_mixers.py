@@ -250,6 +250,17 @@ def test_centaurus_full_builds_no_matrix_of_its_states():
     assert memory.temp_size_in_bytes < 16 * states
 
 
+def test_lru_computes_in_float64_where_the_input_is():
+    mixer = lx.LRUSequenceMixerConfig(min_radius=0.99).build(4, KEY)
+    with jax.enable_x64():
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(200, 4)))
+        last, y = mixer.prefill(mixer.init_state(200, x.dtype), x)
+        wide = jax.tree.map(lambda leaf: leaf.astype(x.dtype), mixer)
+        np.testing.assert_allclose(y, wide(x), rtol=1e-12, atol=1e-13)
+        _, step = mixer.step(mixer.init_state(1, x.dtype), x[0])
+        np.testing.assert_allclose(step, y[0], rtol=1e-12, atol=1e-13)
+
+
 @pytest.mark.parametrize("radius", [0.0, 1e-300, 1e-30, 1 - 1e-7])
 def test_lru_has_finite_gradients_at_any_radius(radius):
     """At |λ| = 0 or next to 1, for every parameter, γ included."""

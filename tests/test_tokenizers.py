@@ -99,6 +99,9 @@ def test_files_know_their_specials(folder, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 4]}))
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 0}))
     assert lx.load_tokenizer(tmp_path).stop_tokens == (3, 4)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": "2"}))
+    with pytest.raises(ValueError, match=r"`eos_token_id` must be whole numbers. It is \['2'\]"):
+        lx.load_tokenizer(tmp_path)
     (tmp_path / "generation_config.json").write_text("[")
     with pytest.raises(ValueError, match="generation_config.json` is not a JSON object"):
         lx.load_tokenizer(tmp_path)

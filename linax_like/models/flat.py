@@ -75,6 +75,11 @@ def sequence_model(
     if embedder is PatchEmbeddingConfig:
         inputs, encoder = _patches(dict(embedder_args or {}), pos_encoder, max_len)
     else:
+        if pos_encoder is not False and "positions" not in _fields(embedder):
+            raise ValueError(
+                f"`embedder={embedder.__name__}` adds no positions: leave `pos_encoder` out, or use a "
+                "mixer that knows them."
+            )
         places = _positions(pos_encoder, SinusoidalPositionsConfig, given)
         token = {"positions": places, "init_std": 0.02, "scale": math.sqrt(d_model)}
         inputs, encoder = vocab_size, _build(embedder, token, embedder_args)
@@ -91,9 +96,12 @@ def sequence_model(
 
 def _build(cls: type[AbstractConfig], defaults: Options, given: Options | None) -> Any:
     """The config of this type, with those of our defaults that it has a field for."""
-    fields = {field.name for field in dataclasses.fields(cls)}
-    own = {name: value for name, value in defaults.items() if name in fields}
+    own = {name: value for name, value in defaults.items() if name in _fields(cls)}
     return cls(**(own | dict(given or {})))
+
+
+def _fields(cls: type[AbstractConfig]) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
 
 
 def _positions(

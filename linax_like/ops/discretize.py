@@ -107,9 +107,16 @@ def _divide(x: Any, z: Any, near: float, limit: Any) -> Any:
 def _log_bilinear(z: ComplexPair) -> ComplexPair:
     """`log((1 + z/2) / (1 - z/2))`, for Re z < 0."""
     x, y = z.real / 2, z.imag / 2
-    ratio = 4 * x / ((1 - x) ** 2 + y**2)  # |1 + z/2|² / |1 - z/2|² - 1
-    real = 0.5 * jnp.log1p(jnp.maximum(ratio, -1 + 1e-6))
-    return ComplexPair(real, jnp.arctan2(2 * y, 1 - x**2 - y**2))
+    above, below = (1 + x) ** 2 + y**2, (1 - x) ** 2 + y**2
+    least = jnp.finfo(above.dtype).tiny
+    # By its difference from 1 where the fraction is near 1, and by itself where it is near 0.
+    far = above < below / 2
+    log_of_difference = jnp.log1p(jnp.where(far, 0.0, 4 * x / below))
+    squared = jnp.where(
+        far, jnp.log(jnp.maximum(above, least)) - jnp.log(below), log_of_difference
+    )
+    across = jnp.where(above > 0, (1 - x) * (1 + x) - y**2, 1.0)  # nothing has any phase
+    return ComplexPair(squared / 2, jnp.arctan2(2 * y, across))
 
 
 def _one_plus(x: Any) -> Any:

@@ -109,7 +109,7 @@ class LRUSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     ) -> tuple[ComplexPair, Signal]:
         x, context = enter(self, x, context)
         drive = self._drive(x)
-        decay = cast_like(self._eigenvalues(), drive)
+        decay = self._eigenvalues(drive.real.dtype)
         state, states = scan_states(decay, drive, state, context)
         return state, context.blank_padding(self._readout(states, x))
 
@@ -118,7 +118,7 @@ class LRUSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     ) -> tuple[ComplexPair, Frame]:
         x, context = enter(self, x, context)
         drive = self._drive(x)
-        decay = cast_like(self._eigenvalues(), drive)
+        decay = self._eigenvalues(drive.real.dtype)
         state = step_state(decay, drive, state, context)
         return state, context.blank_padding(self._readout(state, x))
 
@@ -132,15 +132,17 @@ class LRUSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         forward = math.prod(spatial_dims) * (projections + recurrence)
         return forward if inference else 3 * forward
 
-    def _eigenvalues(self) -> ComplexPair:
-        return exp(ComplexPair(-jnp.exp(self.log_decay), jnp.exp(self.log_phase)))
+    def _eigenvalues(self, dtype: DTypeLike) -> ComplexPair:
+        rate, phase = (jnp.exp(log.astype(dtype)) for log in (self.log_decay, self.log_phase))
+        return exp(ComplexPair(-rate, phase))
 
     def _drive(self, x: Float[Array, "... features"]) -> ComplexPair:
         if x.ndim == 1:
             drive = project_in(x, self.in_proj)
-            return scale(drive, jnp.exp(self.log_gain).astype(drive.real.dtype))
+            return scale(drive, jnp.exp(self.log_gain.astype(drive.real.dtype)))
         # The gain goes into the matrix, which is smaller than the sequence.
-        return project_in(x, jnp.exp(self.log_gain)[:, None] * self.in_proj)
+        gain = jnp.exp(self.log_gain.astype(accumulation_dtype(x.dtype)))
+        return project_in(x, gain[:, None] * self.in_proj.astype(gain.dtype))
 
     def _readout(
         self, h: ComplexPair, x: Float[Array, "... features"]

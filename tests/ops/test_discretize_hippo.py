@@ -10,7 +10,8 @@ import pytest
 from complex_arrays import as_complex
 
 from linax_like.ops import ComplexPair, discretize_decay, discretize_gain
-from linax_like.ops.complex_pair import expm1
+from linax_like.ops.complex_pair import exp, expm1
+from linax_like.ops.discretize import discretize_log_decay
 from linax_like.ops.hippo import (
     block_diagonal_legs,
     diagonal_legs,
@@ -101,6 +102,23 @@ def test_finite_gradients_at_zero(method):
         d_eigenvalues, d_dt = grads
         np.testing.assert_allclose(d_dt[1], 1.0, rtol=1e-6)
         np.testing.assert_allclose(d_eigenvalues.real[1], 0.1 + 0.005, rtol=1e-5)
+
+
+@pytest.mark.parametrize("imag", [0.0, 1e-4, 0.5])
+def test_the_logarithm_of_the_bilinear_decay_is_that_of_any_decay(imag):
+    """Near Δλ = -2 nothing is left of the state, and from there on real decays are negative."""
+    with jax.enable_x64():
+        real = jnp.asarray([-1e-9, -1e-3, -1.9, -2.0, -2.0 - 1e-9, -2.001, -2.1, -50.0])
+        at, dt = ComplexPair(real, jnp.full_like(real, imag)), jnp.ones(())
+        logarithm = discretize_log_decay(at, dt, "bilinear")
+        decay = as_complex(discretize_decay(at, dt, "bilinear"))
+        np.testing.assert_allclose(np.exp(as_complex(logarithm)), decay, rtol=1e-9, atol=1e-15)
+        loss = lambda z: jnp.sum(exp(discretize_log_decay(z, dt, "bilinear")).real)
+        exact = lambda z: jnp.sum(discretize_decay(z, dt, "bilinear").real)
+        got, expected = (jax.grad(f)(at) for f in (loss, exact))
+        there = np.abs(decay) > 0  # where there is none the logarithm has no derivative
+        assert np.isfinite(got.real).all()
+        np.testing.assert_allclose(got.real[there], expected.real[there], rtol=1e-6)
 
 
 @pytest.fixture(scope="module")

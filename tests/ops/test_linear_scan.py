@@ -180,6 +180,17 @@ def test_time_over_devices(backend, reverse):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_float32_stays_float32_beside_float64(backend):
+    one = jnp.ones((4, 3), jnp.float32)
+    z, mask = ComplexPair(one, one), jnp.arange(4) != 1
+    expected = linear_scan(z, z, resets=~mask, mask=mask, backend=backend)
+    with jax.enable_x64():
+        got = linear_scan(z, z, resets=~mask, mask=mask, backend=backend)
+    assert got.real.dtype == got.imag.dtype == jnp.float32
+    np.testing.assert_array_equal(got.real, expected.real)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_no_positions(backend):
     h0 = jnp.arange(3.0)
     states = linear_scan(jnp.ones(3), jnp.zeros((0, 3)), h0, backend=backend)

@@ -79,7 +79,7 @@ associative_scan.defvjp(_forward, _backward)
 
 def _set_where(condition, a, value):
     """`a` with the real number `value` where the condition holds."""
-    fill = ComplexPair(jnp.asarray(value), jnp.zeros(())) if isinstance(a, ComplexPair) else value
+    fill = ComplexPair(value, 0.0) if isinstance(a, ComplexPair) else value
 
     def select(a, fill):
         return jnp.where(expand(condition, a), fill, a)
