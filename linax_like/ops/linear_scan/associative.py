@@ -79,9 +79,10 @@ associative_scan.defvjp(_forward, _backward)
 
 def _set_where(condition, a, value):
     """`a` with the real number `value` where the condition holds."""
-    fill = ComplexPair(value, 0.0) if isinstance(a, ComplexPair) else value
 
-    def select(a, fill):
-        return jnp.where(expand(condition, a), fill, a)
+    def fill(part, value):
+        return jnp.where(expand(condition, part), value, part)
 
-    return jax.tree.map(select, a, fill)
+    if isinstance(a, ComplexPair):
+        return ComplexPair(fill(a.real, value), fill(a.imag, 0.0))
+    return fill(a, value)
