@@ -91,11 +91,12 @@ def embed(
     The gradient is a matrix product with the one-hot tokens: it partitions over any mesh, and on
     accelerators it beats the scattered additions of a gather's gradient.
     """
-    return jnp.where(_valid(table, tokens)[:, None], take(table, tokens), jnp.nan)
+    return _embed_forward(table, tokens)[0]
 
 
 def _embed_forward(table, tokens):
-    return embed(table, tokens), (table, tokens)
+    features = jnp.where(_valid(table, tokens)[:, None], take(table, tokens), jnp.nan)
+    return features, (table, tokens)
 
 
 def _embed_backward(residuals, g):

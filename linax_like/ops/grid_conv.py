@@ -155,16 +155,16 @@ Axes = tuple[_Axis, ...]
 def _convolve(
     axes: Axes, x: Float[Array, " features *space"], kernel: Float[Array, " features *taps"]
 ) -> Float[Array, " features *space"]:
+    return _convolve_fwd(axes, x, kernel)[0]
+
+
+def _convolve_fwd(axes, x, kernel):
     def one(pair):
         x, kernel = pair
         points = [(axis.first, axis.points) for axis in axes]
         return _signal(_spectrum(x, axes) * _spectrum(kernel, axes), axes, points)
 
-    return _few_at_a_time(one, (x, kernel), _transformed(axes))
-
-
-def _convolve_fwd(axes, x, kernel):
-    return _convolve(axes, x, kernel), (x, kernel)
+    return _few_at_a_time(one, (x, kernel), _transformed(axes)), (x, kernel)
 
 
 def _convolve_bwd(axes, saved, g):

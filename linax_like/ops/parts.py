@@ -11,11 +11,15 @@ from jaxtyping import Array, Float
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def parts(u: Float[Array, "*shape whole"], sizes: tuple[int, ...]) -> tuple[Array, ...]:
     """Parts of these sizes, which fill the axis. Their gradients are joined."""
+    return _split(u, sizes)
+
+
+def _split(u, sizes):
     return tuple(jnp.split(u, np.cumsum(sizes)[:-1], axis=-1))
 
 
 parts.defvjp(
-    lambda u, sizes: (parts(u, sizes), None),
+    lambda u, sizes: (_split(u, sizes), None),
     lambda sizes, _, gradients: (jnp.concatenate(gradients, axis=-1),),
 )
 
@@ -28,10 +32,14 @@ def read_part(
 
     What is checkpointed then keeps `u`, and no copy of the part beside it. The gradient is the part's.
     """
+    return _read(u, part, first)
+
+
+def _read(u, part, first):
     return jax.lax.slice_in_dim(u, first, first + part.shape[-1], axis=-1)
 
 
 read_part.defvjp(
-    lambda u, part, first: (read_part(u, part, first), None),
+    lambda u, part, first: (_read(u, part, first), None),
     lambda first, _, gradient: (None, gradient),
 )

@@ -1,13 +1,18 @@
-"""Which backend computes attention: a forward and a backward rule that choose alike."""
+"""Which backend computes attention: a forward and a backward rule that choose alike.
+
+Derivatives of the gradient are those of the definition, all scores included.
+"""
 
 from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
 
+from ..differentiated import differentiated_as
 from ..varying import vary_together
 from . import cudnn, pallas_tpu, xla
 from .case import Case
+from .reference import reference_attention
 from .unsplit import kernel_or_xla
 
 
@@ -73,16 +78,29 @@ def _attend(q, k, v, segment_ids, mask, spans, rules, backends):
 
 def _attend_forward(q, k, v, segment_ids, mask, spans, rules, backends):
     operands = (q, k, v, segment_ids, mask, spans)
-    y, log_sum = _by_platform(_FORWARD, backends, operands, rules)
+    fast = lambda *operands: _by_platform(_FORWARD, backends, operands, rules)
+    y, log_sum = differentiated_as(partial(_definition, rules=rules), fast, *operands)
     return y, (operands, y, log_sum)
 
 
 def _attend_backward(rules, backends, residuals, dy):
-    operands, y, log_sum = residuals
-    return *_by_platform(_BACKWARD, backends, (*operands, y, log_sum, dy), rules), None, None, None
+    operands, *saved = residuals
+    fast = lambda *operands: (_by_platform(_BACKWARD, backends, operands, rules), None)
+    definition = partial(_definition_backward, rules=rules)
+    gradients, _ = differentiated_as(definition, fast, *operands, *saved, dy)
+    return *gradients, None, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _definition(q, k, v, segment_ids, mask, spans, rules):
+    return reference_attention(q, k, v, segment_ids, mask, spans, rules).astype(q.dtype)
+
+
+def _definition_backward(q, k, v, segment_ids, mask, spans, y, log_sum, dy, rules):
+    attend = lambda q, k, v: _definition(q, k, v, segment_ids, mask, spans, rules)
+    return jax.vjp(attend, q, k, v)[1](dy)
 
 
 def _by_platform(computes, backends, operands, rules):

@@ -1,9 +1,17 @@
-"""The linear recurrence by its definition: one position after the other."""
+"""The linear recurrence by its definition, one position after the other; and its gradient by a scan.
+
+With cotangents g of the states and c the effective coefficients (0 at resets, 1 at hold),
+
+    db[t] = g[t] + conj(c[t+1]) db[t+1]      da[t] = db[t] conj(h[t-1])
+"""
+
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 
-from ..complex_pair import add, multiply
-from ..rows import heed
+from ..complex_pair import add, conjugate, conjugate_multiply, multiply
+from ..rows import expand, heed
 
 
 def sequential_scan(a, b, h0, resets, hold, reverse):
@@ -17,3 +25,36 @@ def sequential_scan(a, b, h0, resets, hold, reverse):
 
     inputs = (None if constant else a, b, resets, hold)
     return jax.lax.scan(step, h0, inputs, reverse=reverse)[1]
+
+
+def pull_back(scan, a, h, h0, resets, hold, g, reverse):
+    """The gradients of a, b and h0, by a scan in the other direction."""
+    constant = jax.tree.leaves(a)[0].ndim < jax.tree.leaves(h)[0].ndim
+    first = -1 if reverse else 0
+    # The coefficient of the next position, hence everything shifted by one.
+    shift = partial(jax.tree.map, lambda x: jnp.roll(x, 1 if reverse else -1, axis=0))
+    coefficients = conjugate(a if constant else shift(a))
+    end = jax.tree.map(lambda g: jnp.zeros_like(g[0]), g)
+    adjoint = scan(coefficients, g, end, shift(resets), shift(hold), not reverse)
+
+    def da_from(previous, adjoint, resets, hold):
+        da = conjugate_multiply(previous, adjoint)
+        for gone in (resets, hold):
+            if gone is not None:
+                zero = lambda da, gone=gone: jnp.where(expand(gone, da), 0.0, da)
+                da = jax.tree.map(zero, da)
+        return da
+
+    previous = jax.tree.map(
+        lambda h, h0: jnp.roll(h, -1 if reverse else 1, axis=0).at[first].set(h0), h, h0
+    )
+    da = da_from(previous, adjoint, resets, hold)
+    if constant:
+        da = jax.tree.map(lambda da: jnp.sum(da, axis=0), da)
+    dh0 = jax.tree.map(lambda x: x[first], adjoint)
+    passed = conjugate_multiply(a if constant else jax.tree.map(lambda a: a[first], a), dh0)
+    if hold is not None:
+        passed = jax.tree.map(lambda x, y: jnp.where(hold[first], x, y), dh0, passed)
+    if resets is not None:
+        passed = jax.tree.map(lambda x: jnp.where(resets[first], 0.0, x), passed)
+    return da, adjoint, passed

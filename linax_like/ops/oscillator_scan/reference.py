@@ -41,6 +41,12 @@ def oscillator_step(
 
 def sequential_scan(oscillators, drive, start, resets, hold):
     """The state after all positions, and every position; at `hold` the state stays as it is."""
+    end, _, positions = every_state(oscillators, drive, start, resets, hold)
+    return end, positions
+
+
+def every_state(oscillators, drive, start, resets, hold):
+    """The last state, and all velocities and positions."""
     constant = oscillators.keep.ndim < drive.real.ndim
 
     def step(state, inputs):
@@ -48,7 +54,8 @@ def sequential_scan(oscillators, drive, start, resets, hold):
         before = heed(reset, None, state, state)
         now = oscillators if constant else oscillators_t
         state = heed(None, held, oscillator_step(now, drive_t, before), before)
-        return state, state.position
+        return state, state
 
     inputs = (None if constant else oscillators, drive, resets, hold)
-    return jax.lax.scan(step, start, inputs)
+    end, states = jax.lax.scan(step, start, inputs)
+    return end, *states

@@ -6,7 +6,7 @@ from the last position to the first
     δs = g[t] + p        δv = q + dt δs        q ← keep δv        p ← δs - pull δv
     d drive[t] = δv      d keep = δv v[t-1]    d pull = -δv s[t-1]    d dt = δs v[t]
 
-Only the states are stored.
+Only the states are stored. Derivatives of the gradient are by `jax.lax.scan`.
 """
 
 from functools import partial
@@ -14,19 +14,32 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from ..differentiated import differentiated_as
 from ..rows import heed, row, rows_of, select, set_row
-from .reference import Oscillators, OscillatorState
+from .reference import every_state, Oscillators, OscillatorState
 
 
 @jax.custom_vjp
 def in_place_scan(oscillators, drive, start, resets, hold):
     """As `sequential_scan`."""
-    end, _, positions = _run(oscillators, drive, start, resets, hold)
-    return end, positions
+    return _forward(oscillators, drive, start, resets, hold)[0]
 
 
-def _run(oscillators, drive, start, resets, hold):
-    """The last state, and all velocities and positions."""
+def _forward(oscillators, drive, start, resets, hold):
+    operands = oscillators, drive, start, resets, hold
+    (end, *states), _ = differentiated_as(every_state, _states, *operands)
+    return (end, states[1]), (oscillators, *states, start, resets, hold)
+
+
+def _backward(residuals, cotangents):
+    gradients, _ = differentiated_as(_pull_back_by_scan, _pull_back, *residuals, cotangents)
+    return *gradients, None, None
+
+
+in_place_scan.defvjp(_forward, _backward)
+
+
+def _states(oscillators, drive, start, resets, hold):
     rows, join, split = rows_of(drive)
     drive, start = join(drive), tuple(map(join, start))
     at_every = _coefficients(oscillators, drive)
@@ -42,16 +55,11 @@ def _run(oscillators, drive, start, resets, hold):
 
     states = jax.tree.map(jnp.zeros_like, (drive, drive))
     end, states = jax.lax.fori_loop(0, rows, step, (start, states))
-    return OscillatorState(*map(split, end)), *map(split, states)
+    return (OscillatorState(*map(split, end)), *map(split, states)), None
 
 
-def _forward(oscillators, drive, start, resets, hold):
-    end, velocities, positions = _run(oscillators, drive, start, resets, hold)
-    return (end, positions), (oscillators, velocities, positions, start, resets, hold)
-
-
-def _backward(residuals, cotangents):
-    oscillators, velocities, positions, start, resets, hold = residuals
+def _pull_back(oscillators, velocities, positions, start, resets, hold, cotangents):
+    """The gradients of the oscillators, the drive and the start."""
     rows, join, split = rows_of(positions)
     states, start = (join(velocities), join(positions)), tuple(map(join, start))
     passed, g = tuple(map(join, cotangents[0])), join(cotangents[1])
@@ -61,14 +69,9 @@ def _backward(residuals, cotangents):
         passed, slopes, d_drive = carry
         t = rows - 1 - i
         at = partial(row, t)
-        keep, pull, dt = at_every(t)
         earlier = select(t == 0, start, row(jnp.maximum(t - 1, 0), states))
-        v, s = heed(at(resets), None, earlier, earlier)
-        ds = at(g) + passed[1]
-        dv = passed[0] + dt * ds
-        passed = heed(at(resets), at(hold), (keep * dv, ds - pull * dv), (passed[0], ds))
-        slope = dv * v, -dv * s, ds * at(states[0])
-        slope = heed(None, at(hold), slope, jax.tree.map(jnp.zeros_like, slope))
+        here = at_every(t), earlier, at(states[0]), at(g), at(resets), at(hold)
+        passed, (slope, dv) = _pull(passed, here)
         if constant:
             slopes = jax.tree.map(jnp.add, slopes, slope)
         else:
@@ -79,10 +82,33 @@ def _backward(residuals, cotangents):
     zeros = jax.tree.map(jnp.zeros_like, ((like, like, like), g))
     passed, slopes, d_drive = jax.lax.fori_loop(0, rows, step, (passed, *zeros))
     lanes = [jnp.add(*split(slope)) for slope in slopes]
-    return Oscillators(*lanes), split(d_drive), OscillatorState(*map(split, passed)), None, None
+    return (Oscillators(*lanes), split(d_drive), OscillatorState(*map(split, passed))), None
 
 
-in_place_scan.defvjp(_forward, _backward)
+def _pull_back_by_scan(oscillators, velocities, positions, start, resets, hold, cotangents):
+    """As `_pull_back`."""
+    _, join, split = rows_of(positions)
+    states, start = (join(velocities), join(positions)), tuple(map(join, start))
+    earlier = jax.tree.map(lambda x, x0: jnp.concatenate([x0[None], x[:-1]]), states, start)
+    passed, g = tuple(map(join, cotangents[0])), join(cotangents[1])
+    every = jax.vmap(_coefficients(oscillators, g))(jnp.arange(len(g)))
+    inputs = every, earlier, states[0], g, resets, hold
+    passed, (slopes, d_drive) = jax.lax.scan(_pull, passed, inputs, reverse=True)
+    if oscillators.keep.ndim < g.ndim:
+        slopes = [jnp.sum(slope, axis=0) for slope in slopes]
+    lanes = [jnp.add(*split(slope)) for slope in slopes]
+    return Oscillators(*lanes), split(d_drive), OscillatorState(*map(split, passed))
+
+
+def _pull(passed, here):
+    """What reaches the state before a position; and the gradients of its coefficients and its drive."""
+    (keep, pull, dt), earlier, velocity, g, reset, held = here
+    v, s = heed(reset, None, earlier, earlier)
+    ds = g + passed[1]
+    dv = passed[0] + dt * ds
+    passed = heed(reset, held, (keep * dv, ds - pull * dv), (passed[0], ds))
+    slope = dv * v, -dv * s, ds * velocity
+    return passed, (heed(None, held, slope, jax.tree.map(jnp.zeros_like, slope)), dv)
 
 
 def _coefficients(oscillators, rows):

@@ -2,7 +2,8 @@
 
 The forward loop keeps the states that enter the chunks, about √time of them. From the last chunk to
 the first, the gradient computes the states within a chunk again, and then pulls the cotangents back
-through one position after the other. No array has the axes of time, features and state.
+through one position after the other. No array has the axes of time, features and state. Derivatives
+of the gradient are those of the definition.
 """
 
 from functools import partial
@@ -11,8 +12,9 @@ from math import isqrt
 import jax
 import jax.numpy as jnp
 
+from ..differentiated import differentiated_as
 from ..rows import row, set_row
-from .reference import advance, Inputs
+from .reference import advance, Inputs, sequential_scan
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -22,6 +24,22 @@ def chunked_scan(method, A, h0, inputs, resets):
 
 
 def _forward(method, A, h0, inputs, resets):
+    definition, fast = (partial(f, method) for f in (sequential_scan, _run))
+    results, entering = differentiated_as(definition, fast, A, h0, inputs, resets)
+    return results, (A, h0, inputs, resets, entering)
+
+
+def _backward(method, residuals, cotangents):
+    definition, fast = (partial(f, method) for f in (_pull_back_by_scan, _pull_back))
+    gradients, _ = differentiated_as(definition, fast, *residuals, cotangents)
+    return *gradients, None
+
+
+chunked_scan.defvjp(_forward, _backward)
+
+
+def _run(method, A, h0, inputs, resets):
+    """The state after all positions, and the outputs; and the states that enter the chunks."""
     length, chunk, chunks = _sizes(inputs)
 
     def step(t, carry):
@@ -37,11 +55,17 @@ def _forward(method, A, h0, inputs, resets):
 
     start = h0, jnp.zeros_like(inputs.x), _rows_like(h0, chunks)
     h, y, entering = jax.lax.fori_loop(0, chunks, advance_chunk, start)
-    return (h, y), (A, inputs, resets, entering)
+    return (h, y), entering
 
 
-def _backward(method, residuals, cotangents):
-    A, inputs, resets, entering = residuals
+def _pull_back_by_scan(method, A, h0, inputs, resets, entering, cotangents):
+    """As `_pull_back`."""
+    scan = partial(sequential_scan, method, resets=resets)
+    return jax.vjp(scan, A, h0, inputs)[1](cotangents)
+
+
+def _pull_back(method, A, h0, inputs, resets, entering, cotangents):
+    """The gradients of A, h0 and the inputs."""
     dh, dy = cotangents
     length, chunk, chunks = _sizes(inputs)
 
@@ -69,10 +93,7 @@ def _backward(method, residuals, cotangents):
         return jax.lax.fori_loop(0, size, pull, carry)
 
     start = jax.tree.map(jnp.zeros_like, A), dh, jax.tree.map(jnp.zeros_like, inputs)
-    return *jax.lax.fori_loop(0, chunks, pull_chunk, start), None
-
-
-chunked_scan.defvjp(_forward, _backward)
+    return jax.lax.fori_loop(0, chunks, pull_chunk, start), None
 
 
 def _sizes(inputs: Inputs) -> tuple[int, int, int]:
