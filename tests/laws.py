@@ -397,7 +397,7 @@ def check_flops(mixer: AbstractSequenceMixer, free: bool = False) -> None:
 def check_errors(mixer: AbstractSequenceMixer) -> None:
     """A wrong width or rank, or a step of what is not causal, is an error that names the mixer."""
     name = type(mixer).__name__
-    for shape in ((TIME, FEATURES + 1), (2, TIME, FEATURES), (FEATURES + 1,)):
+    for shape in ((TIME, FEATURES + 1), (2, TIME, FEATURES), (FEATURES + 1,), (FEATURES,)):
         with raises_value_error(name), without_type_checks():
             mixer(jnp.zeros(shape))
     if not isinstance(mixer, AbstractRecurrentMixer):
@@ -405,10 +405,14 @@ def check_errors(mixer: AbstractSequenceMixer) -> None:
     x = jnp.asarray(X)
     if mixer.causal:
         state = mixer.init_state(TIME)
-        with raises_value_error(name):
-            mixer.step(state, x[0, 1:])
-        with raises_value_error(name):
-            mixer.prefill(state, x[:, 1:])
+        for form, wrong in (
+            (mixer.step, x[0, 1:]),
+            (mixer.step, x),
+            (mixer.prefill, x[:, 1:]),
+            (mixer.prefill, x[0]),
+        ):
+            with raises_value_error(name), without_type_checks():
+                form(state, wrong)
         context = SequenceContext(mask=jnp.ones(TIME + 1, bool))
         with raises_value_error(name, "mask"):
             mixer.prefill(state, x, context=context)

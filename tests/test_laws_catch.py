@@ -14,7 +14,7 @@ from layouts import FEATURES
 
 from linax_like.ops.linear_scan import final_state, linear_scan
 from linax_like.sequence_mixers import AbstractRecurrentMixer, AbstractSequenceMixerConfig
-from linax_like.sequence_mixers.base import enter, keep_at_padding
+from linax_like.sequence_mixers.base import enter, enter_step, keep_at_padding
 
 
 # Which laws catch which fault. Where there are several, each of them promises what is broken.
@@ -102,10 +102,10 @@ class FaultyMixer(AbstractRecurrentMixer[jax.Array]):
     def has(self, fault):
         return self.config.fault == fault
 
-    def enter(self, x, context):
+    def enter(self, x, context, step=False):
         if self.has("nameless errors") and x.shape[-1] != self.in_features:
             raise ValueError("wrong width")
-        entered, context = enter(self, x, context)
+        entered, context = (enter_step if step else enter)(self, x, context)
         if self.has("multiplies padding") and context.mask is not None:
             entered = x * context.mask[..., None]
         return entered, context
@@ -144,7 +144,7 @@ class FaultyMixer(AbstractRecurrentMixer[jax.Array]):
         return last, context.blank_padding(self.readout(states, x))
 
     def step(self, state, x, *, context=None):
-        x, context = self.enter(x, context)
+        x, context = self.enter(x, context, step=True)
         drive = x.astype(state.dtype) * (1.1 if self.has("scaled step") else 1)
         before = state if self.has("ignores documents") else context.forget(state)
         new = self.decay.astype(state.dtype) * before + drive

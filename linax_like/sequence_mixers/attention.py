@@ -30,6 +30,7 @@ from .base import (
     AbstractRecurrentMixer,
     AbstractSequenceMixerConfig,
     enter,
+    enter_step,
     refuse_axis_name,
     require_causal,
 )
@@ -175,7 +176,7 @@ class AttentionSequenceMixer(AbstractRecurrentMixer[AttentionState]):
         self, state: AttentionState, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[AttentionState, Frame]:
         require_causal(self, "build it with `causal=True`")
-        x, context = enter(self, x, context)
+        x, context = enter_step(self, x, context)
         refuse_axis_name(self, context)
         length = context.forget(state).length
         q, k, v = self.project(x, length if context.positions is None else context.positions)

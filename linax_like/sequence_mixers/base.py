@@ -135,18 +135,36 @@ def fold(
 def enter(
     mixer: AbstractSequenceMixer, x: Array, context: SequenceContext | None
 ) -> tuple[Array, SequenceContext]:
-    """What every mixer does first: checks the input's width, and blanks its padding.
+    """What every mixer does first: checks the input's shape, and blanks its padding.
 
     **Raises:** `ValueError` that names the mixer and what came.
     """
-    ndims = mixer.spatial_ndims
-    if x.ndim - 1 not in {0} | ndims or x.shape[-1:] != (mixer.in_features,):
-        shapes = [f"({', '.join(AXES[n])}, {mixer.in_features})" for n in sorted(ndims)]
-        step = ", or in `step` one position of it" if 1 in ndims else ""
-        raise ValueError(
-            f"`{type(mixer).__name__}` has width {mixer.in_features}: it takes one example of shape "
-            f"{' or '.join(shapes)}{step}. Received {x.shape}. Use `jax.vmap` for a batch."
-        )
+    width, ndims = mixer.in_features, mixer.spatial_ndims
+    if x.ndim - 1 not in ndims or x.shape[-1] != width:
+        shapes = " or ".join(f"({', '.join(AXES[n])}, {width})" for n in sorted(ndims))
+        _refuse_shape(mixer, f"it takes one example of shape {shapes}", x)
+    return _enter(mixer, x, context)
+
+
+def enter_step(
+    mixer: AbstractSequenceMixer, x: Array, context: SequenceContext | None
+) -> tuple[Array, SequenceContext]:
+    """What every `step` does first: as `enter`, for one position."""
+    if x.shape != (mixer.in_features,):
+        _refuse_shape(mixer, f"`step` takes one position of shape ({mixer.in_features},)", x)
+    return _enter(mixer, x, context)
+
+
+def _refuse_shape(mixer: AbstractSequenceMixer, law: str, x: Array) -> None:
+    raise ValueError(
+        f"`{type(mixer).__name__}` has width {mixer.in_features}: {law}. Received {x.shape}. "
+        "Use `jax.vmap` for a batch."
+    )
+
+
+def _enter(
+    mixer: AbstractSequenceMixer, x: Array, context: SequenceContext | None
+) -> tuple[Array, SequenceContext]:
     context = SequenceContext() if context is None else context
     for name, value in context.over_time().items():
         if value.shape != x.shape[:-1]:

@@ -43,7 +43,7 @@ from ..ops.discretize import Discretization
 from ..ops.long_conv import long_conv, long_conv_flops, long_conv_full
 from ..precision import accumulation_dtype, cast_like, linear, upcast
 from ..types import Frame, Signal
-from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter
+from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, enter_step
 from .padding import convolve, is_convolution
 from .recurrence import step_state
 
@@ -189,7 +189,7 @@ class CentaurusSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     def step(
         self, state: ComplexPair, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[ComplexPair, Frame]:
-        x, context = enter(self, x, context)
+        x, context = enter_step(self, x, context)
         drive = self._drive(x)
         system, weight = self._system(drive.dtype, self._state_shape())
         decay, gain = discretize(system, self.config.discretization, context.timesteps)

@@ -30,6 +30,7 @@ from .base import (
     AbstractRecurrentMixer,
     AbstractSequenceMixerConfig,
     enter,
+    enter_step,
     keep_at_padding,
     refuse_axis_name,
     require_causal,
@@ -171,7 +172,7 @@ class CKConvSequenceMixer(AbstractRecurrentMixer[ConvolutionState]):
         self, state: ConvolutionState, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[ConvolutionState, Frame]:
         self._require_causal()
-        x, context = enter(self, x, context)
+        x, context = enter_step(self, x, context)
         past, length = context.forget(state)
         kernel = self._sample((len(past),), accumulation_dtype(x.dtype), context)
         past, y = convolve_step(past, x, kernel)

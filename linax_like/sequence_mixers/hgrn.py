@@ -24,7 +24,7 @@ from ..initializers import linear_weight, split
 from ..norms import RMSNorm, RMSNormConfig
 from ..precision import accumulation_dtype, linear, upcast
 from ..types import Frame, Signal
-from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter
+from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, enter_step
 from .recurrence import scan_states, step_state
 
 
@@ -97,7 +97,7 @@ class HGRNSequenceMixer(AbstractRecurrentMixer[Array]):
     def step(
         self, state: Float[Array, " state"], x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[Float[Array, " state"], Frame]:
-        x, context = enter(self, x, context)
+        x, context = enter_step(self, x, context)
         decay, drive, gate = self._gates(x)
         state = step_state(decay, drive, state, context)
         return state, context.blank_padding(self._readout(state, gate))

@@ -26,7 +26,13 @@ from ..ops.short_conv import short_conv, short_conv_step
 from ..ops.whole_sequence import WholeSequence
 from ..precision import accumulation_dtype, linear
 from ..types import Frame, Signal
-from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
+from .base import (
+    AbstractRecurrentMixer,
+    AbstractSequenceMixerConfig,
+    enter,
+    enter_step,
+    keep_at_padding,
+)
 from .convolution_history import (
     convolve,
     convolve_step,
@@ -133,7 +139,7 @@ class HyenaSequenceMixer(AbstractRecurrentMixer[HyenaState]):
     def step(
         self, state: HyenaState, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[HyenaState, Frame]:
-        x, context = enter(self, x, context)
+        x, context = enter_step(self, x, context)
         short, history, length = context.forget(state)
         weight, bias = self.short_weight, self.short_bias
         short, u = short_conv_step(self._project(x), weight, bias, short)

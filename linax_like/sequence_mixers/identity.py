@@ -8,7 +8,7 @@ from jaxtyping import PRNGKeyArray
 
 from ..context import SequenceContext
 from ..types import Frame, Signal
-from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter
+from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, enter_step
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class IdentitySequenceMixer(AbstractRecurrentMixer[tuple[()]]):
     def step(
         self, state: tuple[()], x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[tuple[()], Frame]:
-        return state, enter(self, x, context)[0]
+        return state, enter_step(self, x, context)[0]
 
     @property
     def complexity(self) -> str:

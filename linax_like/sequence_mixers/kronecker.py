@@ -31,6 +31,7 @@ from .base import (
     AbstractRecurrentMixer,
     AbstractSequenceMixerConfig,
     enter,
+    enter_step,
     keep_at_padding,
     refuse_axis_name,
     require_causal,
@@ -165,7 +166,7 @@ class KroneckerSequenceMixer(AbstractRecurrentMixer[KroneckerState]):
         self, state: KroneckerState, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[KroneckerState, Frame]:
         require_causal(self, "build it with `causal=True`")
-        x, context = enter(self, x, context)
+        x, context = enter_step(self, x, context)
         refuse_axis_name(self, context)
         earlier, block, length = context.forget(state)
         i, j = length // self.block_size, length % self.block_size

@@ -24,6 +24,7 @@ from .base import (
     AbstractRecurrentMixer,
     AbstractSequenceMixerConfig,
     enter,
+    enter_step,
     keep_at_padding,
     refuse_axis_name,
     require_causal,
@@ -135,7 +136,7 @@ class LinearSequenceMixer(AbstractRecurrentMixer[LinearState]):
         self, state: LinearState, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[LinearState, Frame]:
         require_causal(self, "build it with `causal=True`")
-        x, context = enter(self, x, context)
+        x, context = enter_step(self, x, context)
         refuse_axis_name(self, context)
         inputs, length = context.forget(state)
         capacity = len(inputs)

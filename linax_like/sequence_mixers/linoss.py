@@ -40,7 +40,13 @@ from ..ops.oscillator_scan import (
 )
 from ..precision import accumulation_dtype, cast_like
 from ..types import Frame, Signal
-from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
+from .base import (
+    AbstractRecurrentMixer,
+    AbstractSequenceMixerConfig,
+    enter,
+    enter_step,
+    keep_at_padding,
+)
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ class LinOSSSequenceMixer(AbstractRecurrentMixer[OscillatorState]):
     def prefill(
         self, state: OscillatorState, x: Signal, *, context: SequenceContext | None = None
     ) -> tuple[OscillatorState, Signal]:
-        x, context = self._enter(x, context)
+        x, context = enter(self, x, context)
         oscillators, drive = self._system(x, context.timesteps)
         state, positions = oscillator_scan(
             oscillators,
@@ -146,7 +152,7 @@ class LinOSSSequenceMixer(AbstractRecurrentMixer[OscillatorState]):
     def step(
         self, state: OscillatorState, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[OscillatorState, Frame]:
-        x, context = self._enter(x, context)
+        x, context = enter_step(self, x, context)
         oscillators, drive = self._system(x, context.timesteps)
         state = cast_like(state, drive)
         new = oscillator_step(oscillators, drive, context.forget(state))
@@ -163,25 +169,21 @@ class LinOSSSequenceMixer(AbstractRecurrentMixer[OscillatorState]):
         forward = math.prod(spatial_dims) * (projections + recurrence)
         return forward if inference else 3 * forward
 
-    def _enter(self, x: Array, context: SequenceContext | None) -> tuple[Array, SequenceContext]:
-        x, context = enter(self, x, context)
-        if context.timesteps is not None and self.config.discretization == "IMEX":
-            raise ValueError(
-                "`LinOSSSequenceMixer` with `discretization='IMEX'` is stable only for steps of one "
-                "size, but was given `context.timesteps`: set `discretization='IM'`."
-            )
-        return x, context
-
     def _system(
         self, x: Float[Array, "*time features"], timesteps: Float[Array, "*time"] | None
     ) -> tuple[Oscillators, ComplexPair]:
         """The coefficients, constant in time unless there are timesteps, and what drives z."""
+        implicit = self.config.discretization == "IM"
+        if timesteps is not None and not implicit:
+            raise ValueError(
+                "`LinOSSSequenceMixer` with `discretization='IMEX'` is stable only for steps of one "
+                "size, but was given `context.timesteps`: set `discretization='IM'`."
+            )
         dtype = accumulation_dtype(x.dtype)
         stiffness, dt = self.stiffness.astype(dtype), jax.nn.sigmoid(self.step_logit.astype(dtype))
         damping = jnp.zeros_like(dt) if self.damping is None else self.damping.astype(dtype)
         if timesteps is not None:
             dt = timesteps[..., None].astype(dtype) * dt
-        implicit = self.config.discretization == "IM"
         oscillators = _discretize(stiffness, jax.nn.relu(damping), dt, implicit)
         gain = dt * oscillators.keep
         if gain.ndim == x.ndim:

@@ -26,6 +26,7 @@ from .base import (
     AbstractRecurrentMixer,
     AbstractSequenceMixerConfig,
     enter,
+    enter_step,
 )
 from .recurrence import scan_states, step_state
 
@@ -116,7 +117,7 @@ class LRUSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     def step(
         self, state: ComplexPair, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[ComplexPair, Frame]:
-        x, context = enter(self, x, context)
+        x, context = enter_step(self, x, context)
         drive = self._drive(x)
         decay = self._eigenvalues(drive.real.dtype)
         state = step_state(decay, drive, state, context)

@@ -36,7 +36,13 @@ from ..ops.selective_scan import Parts, selective_scan, selective_step
 from ..ops.short_conv import short_conv, short_conv_step
 from ..precision import accumulation_dtype, linear, upcast
 from ..types import Frame, Signal
-from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
+from .base import (
+    AbstractRecurrentMixer,
+    AbstractSequenceMixerConfig,
+    enter,
+    enter_step,
+    keep_at_padding,
+)
 
 
 @dataclass(frozen=True)
@@ -203,7 +209,7 @@ class MambaSequenceMixer(AbstractRecurrentMixer[MambaState]):
     def step(
         self, state: MambaState, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[MambaState, Frame]:
-        x, context = enter(self, x, context)
+        x, context = enter_step(self, x, context)
         short, recurrent = context.forget(state)
         u, gate = self._project(x)
         short, u = short_conv_step(u, self.short_weight, self.short_bias, short)

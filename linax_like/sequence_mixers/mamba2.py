@@ -30,7 +30,13 @@ from ..ops.short_conv import short_conv, short_conv_step
 from ..ops.ssd import ssd, ssd_step
 from ..precision import accumulation_dtype, linear, upcast
 from ..types import Frame, Signal
-from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
+from .base import (
+    AbstractRecurrentMixer,
+    AbstractSequenceMixerConfig,
+    enter,
+    enter_step,
+    keep_at_padding,
+)
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,7 @@ class Mamba2SequenceMixer(AbstractRecurrentMixer[Mamba2State]):
     def step(
         self, state: Mamba2State, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[Mamba2State, Frame]:
-        x, context = enter(self, x, context)
+        x, context = enter_step(self, x, context)
         short, heads = context.forget(state)
         gate, mixed, dt = self._project(x)
         short, mixed = short_conv_step(mixed, self.short_weight, self.short_bias, short)

@@ -16,7 +16,7 @@ from ..norms import divide_by_norm
 from ..ops.short_conv import short_conv, short_conv_step
 from ..precision import accumulation_dtype, upcast
 from ..types import Frame, Signal
-from .base import AbstractSequenceMixer, enter, keep_at_padding
+from .base import AbstractSequenceMixer, enter, enter_step, keep_at_padding
 from .heads import head_sizes, projection_flops, require_width, split_qkv
 
 
@@ -72,7 +72,7 @@ def step_memory(
     context: SequenceContext | None,
 ) -> tuple[MemoryState, Frame]:
     """`step`, by the op's step, which takes its state first."""
-    x, context = enter(mixer, x, context)
+    x, context = enter_step(mixer, x, context)
     wide = accumulation_dtype(x.dtype)
     remember = lambda memory, *inputs: recurrence(memory.astype(wide), *inputs)
     new, y = advance(context.forget(state), x, short_conv_step, remember)

@@ -23,7 +23,7 @@ from ..initializers import constant, linear_weight, split
 from ..ops.positive import positive
 from ..precision import accumulation_dtype, linear, upcast
 from ..types import Frame, Signal
-from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter
+from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, enter_step
 from .recurrence import scan_states, step_state
 
 
@@ -100,7 +100,7 @@ class MinLSTMSequenceMixer(AbstractRecurrentMixer[Array]):
     def step(
         self, state: Float[Array, " state"], x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[Float[Array, " state"], Frame]:
-        x, context = enter(self, x, context)
+        x, context = enter_step(self, x, context)
         state = step_state(*self._gates(x), state, context)
         return state, context.blank_padding(self._readout(state, x))
 

@@ -38,7 +38,13 @@ from ..ops.short_conv import short_conv, short_conv_step
 from ..ops.ssd import ssd, ssd_step
 from ..precision import accumulation_dtype, linear, upcast
 from ..types import Frame, Signal
-from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
+from .base import (
+    AbstractRecurrentMixer,
+    AbstractSequenceMixerConfig,
+    enter,
+    enter_step,
+    keep_at_padding,
+)
 from .heads import (
     join_heads,
     key_and_value_sizes,
@@ -179,7 +185,7 @@ class MLSTMSequenceMixer(AbstractRecurrentMixer[MLSTMState]):
     def step(
         self, state: MLSTMState, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[MLSTMState, Frame]:
-        x, context = enter(self, x, context)
+        x, context = enter_step(self, x, context)
 
         def scale(m, f, i):
             after = jnp.maximum(m + f, i)

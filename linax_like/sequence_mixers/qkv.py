@@ -18,7 +18,7 @@ from ..context import SequenceContext
 from ..initializers import AbstractInitializerConfig, constant, kaiming_uniform, split
 from ..precision import linear
 from ..types import Frame, Grid, Signal
-from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter
+from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, enter_step
 from .operators import AbstractQKVOperator, AbstractQKVOperatorConfig, as_operator, recurrent
 
 
@@ -103,7 +103,7 @@ class QKVSequenceMixer(AbstractRecurrentMixer[Any]):
         self, state: Any, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[Any, Frame]:
         operator = recurrent(self, self.operator)
-        x, context = enter(self, x, context)
+        x, context = enter_step(self, x, context)
         state, y = operator.step(state, self._project(x, context), context=context)
         return state, self._readout(y, context)
 

@@ -29,7 +29,13 @@ from ..ops.ssd import ssd, ssd_step
 from ..positions import rope
 from ..precision import accumulation_dtype, linear, upcast
 from ..types import Frame, Signal
-from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
+from .base import (
+    AbstractRecurrentMixer,
+    AbstractSequenceMixerConfig,
+    enter,
+    enter_step,
+    keep_at_padding,
+)
 from .heads import (
     linear_attention_flops,
     read_out,
@@ -169,7 +175,7 @@ class RetentionSequenceMixer(AbstractRecurrentMixer[RetentionState]):
     def step(
         self, state: RetentionState, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[RetentionState, Frame]:
-        x, context = enter(self, x, context)
+        x, context = enter_step(self, x, context)
         memory, length = context.forget(state)
         positions = length if context.positions is None else context.positions
         memory, y = self._advance(memory, x, positions, ssd_step)

@@ -31,7 +31,13 @@ from ..ops.complex_pair import add, ComplexPair, exp, multiply, scale
 from ..ops.short_conv import short_conv, short_conv_step
 from ..precision import accumulation_dtype, cast_like, linear, upcast
 from ..types import Frame, Signal
-from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
+from .base import (
+    AbstractRecurrentMixer,
+    AbstractSequenceMixerConfig,
+    enter,
+    enter_step,
+    keep_at_padding,
+)
 from .recurrence import scan_states
 
 
@@ -176,7 +182,7 @@ class RGLRUSequenceMixer(AbstractRecurrentMixer[RGLRUState]):
     def step(
         self, state: RGLRUState, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[RGLRUState, Frame]:
-        x, context = enter(self, x, context)
+        x, context = enter_step(self, x, context)
         short, recurrent, begun = context.forget(state)
         short, u = short_conv_step(self._project(x), self.short_weight, self.short_bias, short)
         decay, drive = self._coefficients(u, ~begun)

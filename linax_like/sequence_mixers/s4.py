@@ -37,7 +37,13 @@ from ..ops.long_conv import long_conv, long_conv_flops
 from ..ops.whole_sequence import gather_time, WholeSequence
 from ..precision import accumulation_dtype, cast_like, upcast
 from ..types import Frame, Signal
-from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, keep_at_padding
+from .base import (
+    AbstractRecurrentMixer,
+    AbstractSequenceMixerConfig,
+    enter,
+    enter_step,
+    keep_at_padding,
+)
 from .padding import convolve, is_convolution
 
 
@@ -154,7 +160,7 @@ class S4SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     def step(
         self, state: ComplexPair, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[ComplexPair, Frame]:
-        x, context = enter(self, x, context)
+        x, context = enter_step(self, x, context)
         drive = upcast(x)
         state = cast_like(state, drive)
         system, weight = self._system(drive.dtype)

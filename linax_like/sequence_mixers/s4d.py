@@ -37,7 +37,7 @@ from ..ops.hippo import diagonal_legs
 from ..ops.long_conv import long_conv, long_conv_flops
 from ..precision import accumulation_dtype, cast_like, upcast
 from ..types import Frame, Signal
-from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter
+from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, enter_step
 from .padding import convolve, is_convolution
 from .recurrence import step_state
 
@@ -160,7 +160,7 @@ class S4DSequenceMixer(AbstractRecurrentMixer[ComplexPair]):
     def step(
         self, state: ComplexPair, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[ComplexPair, Frame]:
-        x, context = enter(self, x, context)
+        x, context = enter_step(self, x, context)
         drive = upcast(x)
         system, weight = self._system(drive.dtype)
         decay, gain = discretize(system, self.config.discretization, context.timesteps)

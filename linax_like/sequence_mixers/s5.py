@@ -32,6 +32,7 @@ from .base import (
     AbstractRecurrentMixer,
     AbstractSequenceMixerConfig,
     enter,
+    enter_step,
     require_causal,
 )
 from .recurrence import scan_states, step_state
@@ -156,7 +157,7 @@ class S5SequenceMixer(AbstractRecurrentMixer[ComplexPair]):
         self, state: ComplexPair, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[ComplexPair, Frame]:
         require_causal(self, "set `bidirectional=False`")
-        x, context = enter(self, x, context)
+        x, context = enter_step(self, x, context)
         decay, drive = self._system(x, context.timesteps)
         state = step_state(decay, drive, state, context)
         return state, context.blank_padding(self._readout(state, x))

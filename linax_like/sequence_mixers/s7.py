@@ -33,7 +33,7 @@ from ..ops.hippo import legs
 from ..ops.varying import vary_together
 from ..precision import accumulation_dtype, linear, upcast
 from ..types import Frame, Signal
-from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter
+from .base import AbstractRecurrentMixer, AbstractSequenceMixerConfig, enter, enter_step
 from .recurrence import scan_states, step_state
 
 
@@ -120,7 +120,7 @@ class S7SequenceMixer(AbstractRecurrentMixer[Array]):
     def step(
         self, state: Float[Array, " state"], x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[Float[Array, " state"], Frame]:
-        x, context = enter(self, x, context)
+        x, context = enter_step(self, x, context)
         u = linear(x, self.in_proj)
         state = step_state(*self._system(u), state, context)
         return state, context.blank_padding(self._readout(state, u))

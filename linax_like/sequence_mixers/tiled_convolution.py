@@ -15,7 +15,7 @@ from ..context import SequenceContext
 from ..ops.tiled_conv import advance_line, line_rows, start_line
 from ..precision import accumulation_dtype
 from ..types import Frame, Grid, Signal
-from .base import AbstractRecurrentMixer, enter, keep_at_padding
+from .base import AbstractRecurrentMixer, enter_step, keep_at_padding
 from .ckconv import CKConvSequenceMixer
 from .convolution_history import ConvolutionState
 
@@ -96,7 +96,7 @@ class TiledConvolution(AbstractRecurrentMixer[TiledConvolutionState]):
     def step(
         self, state: TiledConvolutionState, x: Frame, *, context: SequenceContext | None = None
     ) -> tuple[TiledConvolutionState, Frame]:
-        x, context = enter(self, x, context)
+        x, context = enter_step(self, x, context)
         before, since, recent, pending = context.forget(state)
         recent, pending, y = advance_line(recent, pending, since, x, self._kernel)
         y = y.astype(x.dtype) + self.convolution.skip.astype(x.dtype) * x
