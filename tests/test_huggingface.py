@@ -156,6 +156,13 @@ def test_old_spellings_mean_the_same(name, tmp_path):
     assert old.config == loaded(name).config
 
 
+@pytest.mark.parametrize("first", [0, 2])
+def test_windows_begin_at_a_layer(first, tmp_path):
+    folder = copy("qwen3_window", tmp_path, layer_types=None, max_window_layers=first)
+    layers = huggingface.load(folder).config.stack.layers
+    assert [layer.sequence_mixer.window for layer in layers] == [None] * first + [5] * (3 - first)
+
+
 def test_time_steps_are_limited_on_either_side(tmp_path):
     limits = [0.01, {"__float__": "Infinity"}]
     model = huggingface.load(copy("mamba2", tmp_path, time_step_limit=limits))
@@ -206,8 +213,12 @@ WRONG_OPTIONS = [
     ("llama", {"model_type": "lama"}, "'lama'.*`llama`"),
     ("llama", {"model_type": None}, "None.*`llama`"),
     ("llama", {"hidden_size": None}, "lacks the option `hidden_size`"),
-    ("llama", {"hidden_size": "16"}, "`hidden_size` must be a positive whole number.*'16'"),
-    ("llama", {"num_attention_heads": 0}, "`num_attention_heads` must be a positive whole"),
+    ("llama", {"hidden_size": "16"}, "`hidden_size` must be a whole number of at least 1.*'16'"),
+    (
+        "llama",
+        {"num_attention_heads": 0},
+        "`num_attention_heads` must be a whole number of at least 1",
+    ),
     ("llama", {"attention_biass": True}, "option `attention_biass`, which is unknown"),
     ("llama", {"quantization_config": {"bits": 4}}, "option `quantization_config`"),
     ("llama", {"auto_map": {"AutoModel": "code.Model"}}, "option `auto_map`"),

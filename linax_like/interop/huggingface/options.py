@@ -38,10 +38,11 @@ class Options:
         self.model_type: str = self.take("model_type", str)
         self.dtype: str = self.take("dtype", str, "float32").removeprefix("torch.")
 
-    def take(self, name: str, kind: type, default: Any = _MISSING) -> Any:
+    def take(self, name: str, kind: type, default: Any = _MISSING, least: int = 1) -> Any:
         """The value of an option; the default where it is absent, null or, for a size, "auto".
 
-        - `kind`: `int` (a size, so positive), `float`, `bool`, `str`, `list` or `dict`.
+        - `kind`: `int`, `float`, `bool`, `str`, `list` or `dict`.
+        - `least`: the smallest `int`; a size is positive.
         """
         self._read.add(name)
         value = self._values.get(name)
@@ -51,8 +52,10 @@ class Options:
             return default
         whole = isinstance(value, int) and not isinstance(value, bool)
         fits = whole or isinstance(value, float) if kind is float else isinstance(value, kind)
-        if not fits or (kind is int and not (whole and value > 0)):
-            described = "a positive whole number" if kind is int else f"a {kind.__name__}"
+        if not fits or (kind is int and not (whole and value >= least)):
+            described = (
+                f"a whole number of at least {least}" if kind is int else f"a {kind.__name__}"
+            )
             raise ValueError(f"`config.json`: `{name}` must be {described}. Received {value!r}.")
         return value
 

@@ -18,7 +18,7 @@ def config_from(options: Options) -> LanguageModelConfig:
     mlp = llama.mlp_from(options, bias=False)
     norm = RMSNormConfig(options.take("rms_norm_eps", float, 1e-6))
     depth = options.take("num_hidden_layers", int)
-    first = options.take("max_window_layers", int, 28)
+    first = options.take("max_window_layers", int, 28, least=0)
     layers = [
         ResidualBlockConfig(dataclasses.replace(attention, window=window), mlp, norm)
         for window in windows_from(options, [i >= first for i in range(depth)])
