@@ -108,7 +108,7 @@ def _forward(options: _Options, x, weight, labels, mask):
     def add(carry, part):
         total, weight_gradient = carry
         sums, logit_gradient = _chunk(options, weight, *part)
-        here = _outer_sum(logit_gradient, jnp.where(part[2][..., None], part[0], 0), weight)
+        here = _outer_sum(logit_gradient, part[0], weight)
         x_gradient = einsum("...v,vd->...d", logit_gradient, weight.astype(x.dtype))
         total = jax.tree.map(jnp.add, total, sums)
         return (total, weight_gradient + here), x_gradient.astype(x.dtype)
@@ -149,7 +149,6 @@ def _chunk(options: _Options, weight, x, labels, mask):
     sums.append(jnp.sum(mask & correct, dtype=logits.dtype))
     probabilities = jnp.exp(logits - normalizer[..., None])
     gradient = probabilities * (1 + 2 * options.z_loss * normalizer)[..., None] - chosen
-    # Selected, here and where it is used, so that NaN in what does not count leaves no trace.
     gradient = jnp.where(mask[..., None], slope * gradient, 0).astype(x.dtype)
     return SummedLoss(*sums), gradient
 
@@ -170,8 +169,9 @@ def _outer_sum(logit_gradient: Array, x: Array, weight: Array) -> Float[Array, "
 def _cut(options: _Options, x, labels, mask):
     """The chunks one after the other, the last one filled up with what does not count.
 
-    Only time is cut, so that examples stay on their devices.
+    Only time is cut, so that examples stay on their devices. What does not count may hold NaN.
     """
+    x = jnp.where(mask[..., None], x, 0)
     time = labels.shape[-1]
     length = min(time, max(1, options.chunk // max(1, math.prod(labels.shape[:-1]))))
     count = -(-time // max(1, length))

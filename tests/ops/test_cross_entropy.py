@@ -72,6 +72,14 @@ def test_what_the_mask_leaves_out_leaves_no_trace():
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(clean), strict=True):
         np.testing.assert_array_equal(a, b)
     assert (np.asarray(got[1][0])[~np.asarray(mask)] == 0).all()
+
+    def steepness(x, weight, labels, mask):
+        gradient = jax.grad(lambda *z: chunked(*z, labels, mask)[0], (0, 1))(x, weight)
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in gradient)
+
+    run = jax.jit(jax.grad(steepness, (0, 1)))
+    for a, b in zip(run(*spoilt), run(x, weight, labels, mask), strict=True):
+        np.testing.assert_array_equal(a, b)
     assert jnp.isnan(chunked(x, weight, labels.at[0, 0].set(ROWS), mask.at[0, 0].set(True))[0])
 
 
