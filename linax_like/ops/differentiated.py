@@ -11,7 +11,8 @@ def differentiated_as(definition: Callable, fast: Callable, *operands: Any) -> A
     """`fast(*operands)`, differentiated in either mode as `definition(*operands)`.
 
     The rules of a `jax.custom_vjp` compute by it what their own loops do: the first gradient is fast,
-    and derivatives of the gradient exist.
+    and derivatives of the gradient exist. (JAX 0.11 forgets the rule where a gradient of a
+    `jax.lax.scan` is differentiated in reverse mode, which then is an error.)
 
     - `fast`: gives the result, and what else it saves for a gradient whose definition ignores it.
     """
