@@ -275,3 +275,7 @@ def default_config(case: MixerCase) -> AbstractSequenceMixerConfig:
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     }
     return type(case.config)(**required)
+
+
+# One case of every class and every operator in it, whose defaults some laws are about.
+DEFAULTS = list({default_config(case): case for case in CASES}.values())

@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
+from asserts import without_type_checks
 from hypothesis import given, settings, strategies as st
 from jax import P
 from jax.sharding import AxisType
@@ -176,13 +176,10 @@ def test_padding_is_blanked_without_a_trace_in_the_gradient():
 
 def test_a_mask_is_boolean():
     """Of whole numbers `~` turns both 0 and 1 into what counts as true."""
-    jaxtyping.config.update("jaxtyping_disable", True)  # as where types are not checked
-    try:
-        for field in ("mask", "condition_mask"):
-            with pytest.raises(ValueError, match=f"`context.{field}` must be boolean.*int32"):
-                SequenceContext(**{field: jnp.asarray([1, 0])})
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    for field in ("mask", "condition_mask"):
+        message = f"`context.{field}` must be boolean.*int32"
+        with pytest.raises(ValueError, match=message), without_type_checks():
+            SequenceContext(**{field: jnp.asarray([1, 0])})
 
 
 def test_forget():

@@ -9,13 +9,9 @@ import laws
 import pytest
 from forms import can_step
 from layouts import FEATURES
-from mixer_cases import CASES, default_config, MixerCase
+from mixer_cases import CASES, default_config, DEFAULTS, MixerCase
 
 import linax_like as lx
-
-
-# One case of every class and every operator in it, whose defaults some laws are about.
-DEFAULTS = list({default_config(case): case for case in CASES}.values())
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.id)

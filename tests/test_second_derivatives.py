@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from asserts import assert_close
 from complex_arrays import from_complex
-from mixer_cases import CASES, default_config, MixerCase
+from mixer_cases import DEFAULTS, MixerCase
 
 import linax_like as lx
 from linax_like.ops import (
@@ -29,7 +29,6 @@ MASK = np.arange(TIME) % 7 != 3
 RESETS = MASK & (np.arange(TIME) % 5 == 1)
 KEEPS_RULES = jax.__version_info__ >= (0, 12)  # of what a scan contains, in reverse mode
 MODES = ("forward", "backward") if KEEPS_RULES else ("forward",)
-DEFAULTS = list({default_config(case): case for case in CASES}.values())
 
 
 def along(gradient, operands: Any, direction: Any, mode: str) -> Any:

@@ -9,8 +9,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from ..complex_pair import add, ComplexPair, multiply
-from ..rows import expand
+from ..complex_pair import add, multiply, ones_like
+from ..rows import heed
 from .reference import pull_back
 
 
@@ -18,10 +18,7 @@ from .reference import pull_back
 def associative_scan(a, b, h0, resets, hold, reverse):
     """As `sequential_scan`."""
     a = jax.tree.map(lambda a, b: jnp.broadcast_to(a, b.shape), a, b)
-    if hold is not None:
-        a = _set_where(hold, a, 1.0)
-    if resets is not None:
-        a = _set_where(resets, a, 0.0)
+    a = jax.vmap(heed)(resets, hold, a, ones_like(a))
     first = -1 if reverse else 0
     entering = multiply(jax.tree.map(lambda a: a[first], a), h0)
     b = jax.tree.map(lambda b, h: b.at[first].add(h), b, entering)
@@ -43,14 +40,3 @@ def _backward(reverse, residuals, g):
 
 
 associative_scan.defvjp(_forward, _backward)
-
-
-def _set_where(condition, a, value):
-    """`a` with the real number `value` where the condition holds."""
-
-    def fill(part, value):
-        return jnp.where(expand(condition, part), value, part)
-
-    if isinstance(a, ComplexPair):
-        return ComplexPair(fill(a.real, value), fill(a.imag, 0.0))
-    return fill(a, value)

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from ..complex_pair import add, conjugate, conjugate_multiply, multiply
-from ..rows import expand, heed
+from ..rows import heed
 
 
 def sequential_scan(a, b, h0, resets, hold, reverse):
     """`h[t] = a[t] * h[t-1] + b[t]`; at `resets` the coefficient is 0, else at `hold` it is 1."""
-    constant = jax.tree.leaves(a)[0].ndim < jax.tree.leaves(b)[0].ndim
+    constant = is_constant(a, b)
 
     def step(h, inputs):
         a_t, b_t, reset, held = inputs
@@ -29,7 +29,7 @@ def sequential_scan(a, b, h0, resets, hold, reverse):
 
 def pull_back(scan, a, h, h0, resets, hold, g, reverse):
     """The gradients of a, b and h0, by a scan in the other direction."""
-    constant = jax.tree.leaves(a)[0].ndim < jax.tree.leaves(h)[0].ndim
+    constant = is_constant(a, h)
     first = -1 if reverse else 0
     # The coefficient of the next position, hence everything shifted by one.
     shift = partial(jax.tree.map, lambda x: jnp.roll(x, 1 if reverse else -1, axis=0))
@@ -37,24 +37,20 @@ def pull_back(scan, a, h, h0, resets, hold, g, reverse):
     end = jax.tree.map(lambda g: jnp.zeros_like(g[0]), g)
     adjoint = scan(coefficients, g, end, shift(resets), shift(hold), not reverse)
 
-    def da_from(previous, adjoint, resets, hold):
-        da = conjugate_multiply(previous, adjoint)
-        for gone in (resets, hold):
-            if gone is not None:
-                zero = lambda da, gone=gone: jnp.where(expand(gone, da), 0.0, da)
-                da = jax.tree.map(zero, da)
-        return da
-
     previous = jax.tree.map(
         lambda h, h0: jnp.roll(h, -1 if reverse else 1, axis=0).at[first].set(h0), h, h0
     )
-    da = da_from(previous, adjoint, resets, hold)
+    nothing = jax.tree.map(jnp.zeros_like, adjoint)
+    da = jax.vmap(heed)(resets, hold, conjugate_multiply(previous, adjoint), nothing)
     if constant:
         da = jax.tree.map(lambda da: jnp.sum(da, axis=0), da)
-    dh0 = jax.tree.map(lambda x: x[first], adjoint)
-    passed = conjugate_multiply(a if constant else jax.tree.map(lambda a: a[first], a), dh0)
-    if hold is not None:
-        passed = jax.tree.map(lambda x, y: jnp.where(hold[first], x, y), dh0, passed)
-    if resets is not None:
-        passed = jax.tree.map(lambda x: jnp.where(resets[first], 0.0, x), passed)
-    return da, adjoint, passed
+    reset, held, a_first, dh0 = jax.tree.map(
+        lambda x: x[first], (resets, hold, None if constant else a, adjoint)
+    )
+    passed = conjugate_multiply(a if constant else a_first, dh0)
+    return da, adjoint, heed(reset, held, passed, dh0)
+
+
+def is_constant(a, states):
+    """Whether the coefficients have no time axis."""
+    return jax.tree.leaves(a)[0].ndim < jax.tree.leaves(states)[0].ndim

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from ..complex_pair import add, conjugate_multiply, multiply
 from ..differentiated import differentiated_as
 from ..rows import heed, row, rows_of, select, set_row
-from .reference import pull_back, sequential_scan
+from .reference import is_constant, pull_back, sequential_scan
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -45,7 +45,7 @@ in_place_scan.defvjp(_forward, _backward)
 
 def _states(a, b, h0, resets, hold, reverse):
     rows, join, split = rows_of(b)
-    constant = _is_constant(a, b)
+    constant = is_constant(a, b)
     inputs, coefficients = join(b), None if constant else join(a)
 
     def step(i, carry):
@@ -62,7 +62,7 @@ def _states(a, b, h0, resets, hold, reverse):
 
 def _pull_back(a, h, h0, resets, hold, g, reverse):
     rows, join, split = rows_of(h)
-    constant = _is_constant(a, h)
+    constant = is_constant(a, h)
     states, cotangents, coefficients = join(h), join(g), None if constant else join(a)
     first = rows - 1 if reverse else 0
 
@@ -83,7 +83,3 @@ def _pull_back(a, h, h0, resets, hold, g, reverse):
     nothing = jax.tree.map(jnp.zeros_like, (h0, h0 if constant else states, states))
     passed, da, db = jax.lax.fori_loop(0, rows, step, nothing)
     return (da if constant else split(da), split(db), passed), None
-
-
-def _is_constant(a, b):
-    return jax.tree.leaves(a)[0].ndim < jax.tree.leaves(b)[0].ndim

@@ -32,8 +32,16 @@ def _forward(oscillators, drive, start, resets, hold):
 
 
 def _backward(residuals, cotangents):
-    gradients, _ = differentiated_as(_pull_back_by_scan, _pull_back, *residuals, cotangents)
-    return *gradients, None, None
+    oscillators, velocities, positions, start, resets, hold = residuals
+    _, join, split = rows_of(positions)
+    states, start, passed = (
+        tuple(map(join, pair)) for pair in ((velocities, positions), start, cotangents[0])
+    )
+    operands = oscillators, states, start, resets, hold, passed, join(cotangents[1])
+    gradients, _ = differentiated_as(_pull_back_by_scan, _pull_back, *operands)
+    slopes, d_drive, passed = gradients
+    lanes = [jnp.add(*split(slope)) for slope in slopes]
+    return Oscillators(*lanes), split(d_drive), OscillatorState(*map(split, passed)), None, None
 
 
 in_place_scan.defvjp(_forward, _backward)
@@ -58,11 +66,9 @@ def _states(oscillators, drive, start, resets, hold):
     return (OscillatorState(*map(split, end)), *map(split, states)), None
 
 
-def _pull_back(oscillators, velocities, positions, start, resets, hold, cotangents):
-    """The gradients of the oscillators, the drive and the start."""
-    rows, join, split = rows_of(positions)
-    states, start = (join(velocities), join(positions)), tuple(map(join, start))
-    passed, g = tuple(map(join, cotangents[0])), join(cotangents[1])
+def _pull_back(oscillators, states, start, resets, hold, passed, g):
+    """The gradients of the coefficients for both lanes, of the drive and of the start."""
+    rows = len(g)
     at_every, constant = _coefficients(oscillators, g), oscillators.keep.ndim < g.ndim
 
     def step(i, carry):
@@ -81,23 +87,18 @@ def _pull_back(oscillators, velocities, positions, start, resets, hold, cotangen
     like = passed[0] if constant else g
     zeros = jax.tree.map(jnp.zeros_like, ((like, like, like), g))
     passed, slopes, d_drive = jax.lax.fori_loop(0, rows, step, (passed, *zeros))
-    lanes = [jnp.add(*split(slope)) for slope in slopes]
-    return (Oscillators(*lanes), split(d_drive), OscillatorState(*map(split, passed))), None
+    return (slopes, d_drive, passed), None
 
 
-def _pull_back_by_scan(oscillators, velocities, positions, start, resets, hold, cotangents):
+def _pull_back_by_scan(oscillators, states, start, resets, hold, passed, g):
     """As `_pull_back`."""
-    _, join, split = rows_of(positions)
-    states, start = (join(velocities), join(positions)), tuple(map(join, start))
     earlier = jax.tree.map(lambda x, x0: jnp.concatenate([x0[None], x[:-1]]), states, start)
-    passed, g = tuple(map(join, cotangents[0])), join(cotangents[1])
     every = jax.vmap(_coefficients(oscillators, g))(jnp.arange(len(g)))
     inputs = every, earlier, states[0], g, resets, hold
     passed, (slopes, d_drive) = jax.lax.scan(_pull, passed, inputs, reverse=True)
     if oscillators.keep.ndim < g.ndim:
-        slopes = [jnp.sum(slope, axis=0) for slope in slopes]
-    lanes = [jnp.add(*split(slope)) for slope in slopes]
-    return Oscillators(*lanes), split(d_drive), OscillatorState(*map(split, passed))
+        slopes = tuple(jnp.sum(slope, axis=0) for slope in slopes)
+    return slopes, d_drive, passed
 
 
 def _pull(passed, here):
